@@ -1,0 +1,49 @@
+"""The errors of Vigil: a small tree, caught by name.
+
+Each message says what is wrong, where, and what would be right. Only a process's one top-level
+handler (`common.service`, the command line's `main`) catches `VigilError` itself.
+"""
+
+
+class VigilError(Exception):
+    """Something outside the code is wrong; the message is fit to be shown to a user as it is."""
+
+
+class ConfigError(VigilError):
+    """vigil.toml can't be used: the message names file, line, key, value and what was expected."""
+
+
+class ModelError(VigilError):
+    """A model, its manifest or its labels can't be used, or don't fit together."""
+
+
+class EngineError(VigilError):
+    """A model that was loaded could not be run: the runtime or its accelerator failed."""
+
+
+class SourceError(VigilError):
+    """A camera, video or picture can't be opened or read."""
+
+
+class RingError(VigilError):
+    """A frame ring can't be made, opened or trusted."""
+
+
+class RingFullError(RingError):
+    """Under `every`, the frame to be overwritten is not decided yet."""
+
+
+class FencedError(VigilError):
+    """A decision was refused: another epoch holds the ring's fence, or the frame is decided."""
+
+
+class StorageError(VigilError):
+    """A file or folder can't be written, or its content is damaged."""
+
+
+class AlreadyRunningError(VigilError):
+    """Another process holds the lock of this name under the same root."""
+
+
+class NotRunningError(VigilError):
+    """Nothing answers where a running system was expected."""

@@ -1,0 +1,106 @@
+"""Every message on the bus: frozen structs, MessagePack arrays on the wire.
+
+They evolve by msgspec's rules: a new field goes last and has a default, a type never changes.
+Times ending in `_ns` are CLOCK_MONOTONIC nanoseconds of this boot; `wall_s` is a label only.
+"""
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all messages."""
+
+
+class Item(Message):
+    """One thing a model reports of a frame.
+
+    `box` is x1, y1, x2, y2 in pixels of the camera's own picture (origin top left, x2 and y2
+    exclusive); None where the task has no place (classification).
+    """
+
+    label: str
+    score: float  # 0..1
+    index: int  # the class's index as the model counts
+    box: tuple[float, float, float, float] | None = None
+
+
+class Stages(Message):
+    """Where the time of one result went, in nanoseconds (stage names as in Triton)."""
+
+    decode: int  # captured -> slot filled, in capture
+    queue: int  # slot filled -> engine, without compute_input
+    compute_input: int  # pre-processing
+    compute_infer: int  # the runtime
+    compute_output: int  # decoding, non-maximum suppression, encoding
+    total: int  # slot filled -> decision committed
+
+
+class Frame(Message):
+    """`frame/<cam>`: a slot of the camera's ring is filled. Pixels stay in the ring."""
+
+    ring: int  # generation of the ring file
+    sequence: int
+    captured_ns: int
+    filled_ns: int
+
+
+class Result(Message):
+    """`result/<cam>`: one decision, byte for byte as in the ring's journal."""
+
+    camera: str
+    ring: int
+    sequence: int
+    epoch: int
+    validity: str
+    captured_ns: int
+    age_ns: int  # at the decision
+    model: str
+    version: str
+    release: int
+    slot: str  # first 12 hex digits of the bundle's sha256
+    runtime: str
+    items: tuple[Item, ...]
+    stages: Stages
+    items_cut: int = 0  # items of lowest score left out to fit the journal
+    reason: str = ""  # why it is not valid
+
+
+class TruthItem(Message):
+    """One thing that is really there, in the form of `Item` without a score."""
+
+    label: str
+    box: tuple[float, float, float, float]
+
+
+class Truth(Message):
+    """`truth/<cam>`: what the virtual camera put into a frame."""
+
+    ring: int
+    sequence: int
+    items: tuple[TruthItem, ...]
+
+
+class Beat(Message):
+    """`beat/<process>`: sent from the working loop, at least once a second while it progresses."""
+
+    process: str
+    pid: int
+    progress: int  # grows with each piece of work; standing still is a hang
+    state: str
+    rss_bytes: int
+    sent_ns: int
+    wait: str = ""  # what a declared wait is for
+    wait_until_ns: int = 0  # its bound
+    detail: dict[str, str] = {}  # noqa: RUF012 - msgspec copies defaults; e.g. camera state
+
+
+class Event(Message):
+    """`event`: something worth telling. `code` is stable: `camera.lost`, `model.loaded`."""
+
+    code: str
+    severity: str
+    text: str
+    process: str
+    at_ns: int
+    wall_s: float
+    data: dict[str, str] = {}  # noqa: RUF012

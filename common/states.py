@@ -1,0 +1,44 @@
+"""The words for states, as they appear in messages, files and logs. Imports nothing of Vigil."""
+
+from enum import StrEnum
+
+
+class Validity(StrEnum):
+    """What a result is worth. Only `VALID` with no items means "nothing there"."""
+
+    VALID = "valid"
+    STALE = "stale"  # judged, but the frame was older than the camera's limit
+    DEGRADED = "degraded"  # judged by a fall-back (the CPU variant, say)
+    FAILED = "failed"  # the engine could not judge this frame
+    NOT_INFERRED = "not_inferred"  # pass-through: nobody looked at this frame
+
+
+class ProcessState(StrEnum):
+    """What a process says of itself in its beat."""
+
+    STARTING = "starting"
+    LOADING = "loading"  # a model is loaded and warmed up
+    RUNNING = "running"
+    WAITING = "waiting"  # a declared wait, with its bound, in the beat
+    STOPPING = "stopping"
+
+
+class CameraState(StrEnum):
+    CONNECTING = "connecting"
+    STREAMING = "streaming"
+    ENDED = "ended"  # a file that is not looped was read to its end
+    LOST = "lost"
+
+
+class Policy(StrEnum):
+    """What a camera's ring does with a frame that is not decided yet."""
+
+    LATEST = "latest"  # newest wins; skipped frames are counted
+    EVERY = "every"  # nothing is overwritten before it is decided
+
+
+class Severity(StrEnum):
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
