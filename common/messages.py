@@ -11,7 +11,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of all messages."""
 
 
-class Item(Message):
+class Item(Message, frozen=True):
     """One thing a model reports of a frame.
 
     `box` is x1, y1, x2, y2 in pixels of the camera's own picture (origin top left, x2 and y2
@@ -24,7 +24,7 @@ class Item(Message):
     box: tuple[float, float, float, float] | None = None
 
 
-class Stages(Message):
+class Stages(Message, frozen=True):
     """Where the time of one result went, in nanoseconds (stage names as in Triton)."""
 
     decode: int  # captured -> slot filled, in capture
@@ -35,7 +35,7 @@ class Stages(Message):
     total: int  # slot filled -> decision committed
 
 
-class Frame(Message):
+class Frame(Message, frozen=True):
     """`frame/<cam>`: a slot of the camera's ring is filled. Pixels stay in the ring."""
 
     ring: int  # generation of the ring file
@@ -44,7 +44,7 @@ class Frame(Message):
     filled_ns: int
 
 
-class Result(Message):
+class Result(Message, frozen=True):
     """`result/<cam>`: one decision, byte for byte as in the ring's journal."""
 
     camera: str
@@ -65,14 +65,14 @@ class Result(Message):
     reason: str = ""  # why it is not valid
 
 
-class TruthItem(Message):
+class TruthItem(Message, frozen=True):
     """One thing that is really there, in the form of `Item` without a score."""
 
     label: str
     box: tuple[float, float, float, float]
 
 
-class Truth(Message):
+class Truth(Message, frozen=True):
     """`truth/<cam>`: what the virtual camera put into a frame."""
 
     ring: int
@@ -80,7 +80,7 @@ class Truth(Message):
     items: tuple[TruthItem, ...]
 
 
-class Beat(Message):
+class Beat(Message, frozen=True):
     """`beat/<process>`: sent from the working loop, at least once a second while it progresses."""
 
     process: str
@@ -91,10 +91,10 @@ class Beat(Message):
     sent_ns: int
     wait: str = ""  # what a declared wait is for
     wait_until_ns: int = 0  # its bound
-    detail: dict[str, str] = {}  # noqa: RUF012 - msgspec copies defaults; e.g. camera state
+    detail: dict[str, str] = {}  # msgspec copies defaults; e.g. camera state
 
 
-class Event(Message):
+class Event(Message, frozen=True):
     """`event`: something worth telling. `code` is stable: `camera.lost`, `model.loaded`."""
 
     code: str
@@ -103,4 +103,4 @@ class Event(Message):
     process: str
     at_ns: int
     wall_s: float
-    data: dict[str, str] = {}  # noqa: RUF012
+    data: dict[str, str] = {}

@@ -86,7 +86,9 @@ class Paths:
             except OSError as error:
                 raise StorageError(f"{folder}: can't be made: {error.strerror}") from error
         if self.run.stat().st_uid != os.getuid() and not os.access(self.run, os.W_OK):
-            raise StorageError(f"{self.run}: belongs to another user; set VIGIL_RUN to one of yours")
+            raise StorageError(
+                f"{self.run}: belongs to another user; set VIGIL_RUN to one of yours"
+            )
 
 
 def _is_tmpfs(folder: Path) -> bool:

@@ -1,0 +1,180 @@
+"""vigil.toml, typed. Each error names file, line, key, value and what was expected."""
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from common.errors import ConfigError
+from common.paths import PROJECT
+from common.sources import SOURCES
+from common.states import Policy
+
+NAME = "[a-z0-9][a-z0-9_-]{0,31}"
+Pixels = Annotated[int, Meta(ge=16, le=16384)]
+Rate = Annotated[float, Meta(gt=0, le=1000)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Camera(_Section, frozen=True):
+    """[cameras.NAME]"""
+
+    source: str
+    path: str | None = None  # video file or folder, relative to vigil.toml
+    size: tuple[Pixels, Pixels] | None = None  # width, height; a file's own where left out
+    fps: Rate | Literal["source", "max"] = "source"
+    loop: bool = True
+    policy: Policy = Policy.LATEST
+    slots: Annotated[int, Meta(ge=2, le=64)] = 4
+    stale_after_s: Annotated[float, Meta(gt=0, le=3600)] = 1.0
+    group: str = "main"
+    seed: Annotated[int, Meta(ge=0)] = 1  # virtual: which scene
+
+
+class Group(_Section, frozen=True):
+    """[groups.NAME]: the cameras that share a model."""
+
+    model: str  # bundle folder, relative to vigil.toml
+    runtime: str | None = None  # None: the bundle's own order of preference
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    spinning: bool = False
+    memory_arena: bool = False
+    score: Annotated[float, Meta(ge=0, le=1)] | None = None  # None: the bundle's own
+
+
+@dataclass(frozen=True)
+class Config:
+    path: Path
+    cameras: dict[str, Camera]
+    groups: dict[str, Group]
+
+    def cameras_of(self, group: str) -> list[str]:
+        return [name for name, camera in self.cameras.items() if camera.group == group]
+
+    def resolve(self, path: str) -> Path:
+        """A path of the file, relative to the file's folder."""
+        return self.path.parent / path
+
+
+def from_environment() -> Config:
+    return load(Path(os.environ.get("VIGIL_CONFIG", PROJECT / "vigil.toml")))
+
+
+def load(path: Path) -> Config:
+    """Read and check vigil.toml.
+
+    Raises:
+        ConfigError: it can't be read, is not TOML, or something in it is unknown, of the wrong
+            type, out of range, or contradicts the rest.
+    """
+    path = path.absolute()
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    file = _File(path, text)
+    for key, value in tree.items():
+        if key not in ("cameras", "groups") or not isinstance(value, dict):
+            raise file.error((key,), value, "[cameras.NAME] and [groups.NAME] tables only")
+    config = Config(
+        path,
+        file.tables(tree, "cameras", Camera),
+        file.tables(tree, "groups", Group),
+    )
+    for name, camera in config.cameras.items():
+        _check_camera(file, config, name, camera)
+    return config
+
+
+def _check_camera(file: "_File", config: Config, name: str, camera: Camera) -> None:
+    at = ("cameras", name)
+    kind = SOURCES.get(camera.source)
+    if kind is None:
+        raise file.error((*at, "source"), camera.source, f"one of {', '.join(SOURCES)}")
+    if kind.needs_path and camera.path is None:
+        raise file.error((*at, "source"), camera.source, "a path beside it")
+    if not kind.needs_path and camera.path is not None:
+        raise file.error((*at, "path"), camera.path, f"no path: a {kind.name} camera has none")
+    if camera.group not in config.groups:
+        raise file.error((*at, "group"), camera.group, f"one of {', '.join(config.groups)}")
+
+
+T = TypeVar("T", bound=_Section)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The file as the user wrote it, to point at the place of an error."""
+
+    path: Path
+    text: str
+
+    def tables(self, tree: dict[str, Any], section: str, row: type[T]) -> dict[str, T]:
+        if not tree.get(section):
+            raise ConfigError(f"{self.path}: has no [{section}.NAME] table; at least one is needed")
+        rows = {}
+        for name, table in tree[section].items():
+            if not re.fullmatch(NAME, name):
+                raise self.error((section, name), name, "a name of a-z, 0-9, _ and -, at most 32")
+            if not isinstance(table, dict):
+                raise self.error((section, name), table, f"a table [{section}.{name}]")
+            try:
+                rows[name] = msgspec.convert(table, row)
+            except msgspec.ValidationError as error:
+                raise self._explain(section, name, table, row, str(error)) from error
+        return rows
+
+    def _explain(
+        self, section: str, name: str, table: dict[str, Any], row: type[T], message: str
+    ) -> ConfigError:
+        """msgspec's message, with the place where the user can mend it."""
+        known = [field.name for field in msgspec.structs.fields(row)]
+        if unknown := re.search(r"unknown field `(.+?)`", message):
+            key = unknown[1]
+            near = difflib.get_close_matches(key, known, 1)
+            right = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            return self.error((section, name, key), table[key], f"a known key: {right}")
+        if missing := re.search(r"missing required field `(.+?)`", message):
+            return self.error((section, name), "", f"a key {missing[1]}")
+        expected, _, place = message.partition(" - at `$.")
+        key = re.split(r"[.\[`]", place)[0]
+        expected = expected.removeprefix("Expected ").replace("`", "")
+        return self.error((section, name, key), table.get(key, table), expected)
+
+    def error(self, key: tuple[str, ...], value: object, expected: str) -> ConfigError:
+        shown = "" if value == "" else f" = {json.dumps(value, default=str)}"
+        line = self._line(key)
+        return ConfigError(
+            f"{self.path}{f', line {line}' if line else ''}: {'.'.join(key)}{shown}: "
+            f"expected {expected}"
+        )
+
+    def _line(self, key: tuple[str, ...]) -> int | None:
+        """The line of a key, or of its table; None where neither is written plainly."""
+        table: tuple[str, ...] = ()
+        fallback = None
+        for number, line in enumerate(self.text.splitlines(), start=1):
+            if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
+                table = tuple(part.strip(" \"'") for part in header[1].split("."))
+                if table == key[: len(table)]:
+                    fallback = number
+            elif assignment := re.match(r"\s*([\w.\"'-]+)\s*=", line):
+                parts = tuple(part.strip(" \"'") for part in assignment[1].split("."))
+                if (*table, *parts) == key:
+                    return number
+        return fallback

@@ -1,0 +1,403 @@
+"""The frame ring: pixels in shared memory, the journal of decisions, the account of every frame.
+
+A ring is a file in the run folder's tmpfs, `rings/<camera>.<generation>`, made anew when a camera's
+size changes. It has one writer (capture) and any readers. Sequence numbers are per camera, start at
+1 and go on across rings. Files are the truth: a message only says that there is something to read.
+
+    header    words of 64 bits, those of different writers on cache lines of their own
+    slots     a line each: sequence (0 while it is written), captured_ns, filled_ns
+    journal   W entries: sequence, epoch, run, slot, length, bytes of the result
+    pixels    slots x picture, uint8, rows x columns x channels (BGR), page aligned
+
+Who may decide is the fence's epoch; a frame is judged once its entry stands in the journal and
+`decided` has reached it. Both change only under the camera's lock (see `common.account`).
+Stores are ordered by `Order`: x86 keeps them so by itself, Arm does not.
+"""
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from common.account import COUNTS, Account, Order, Totals, allocate, map_file
+from common.errors import FencedError, RingError, RingFullError
+from common.states import Policy
+
+MAGIC = int.from_bytes(b"VIGILRNG", "little")
+LAYOUT = 1
+JOURNAL = 128  # entries
+ENTRY_BYTES = 8192
+ENTRY_HEAD = 5 * 8
+RESULT_BYTES = ENTRY_BYTES - ENTRY_HEAD  # the longest result that fits
+
+_LINE = 8  # words in a cache line
+_PAGE = mmap.PAGESIZE
+_POLICIES = (Policy.LATEST, Policy.EVERY)
+
+# header words
+(_MAGIC, _LAYOUT, _GENERATION, _WIDTH, _HEIGHT, _CHANNELS, _SLOTS, _POLICY) = range(8)
+_BASE = 1 * _LINE  # sequence before this ring's first
+_WRITTEN, _SUCCESSOR = 2 * _LINE, 2 * _LINE + 1  # capture
+_FENCE = 3 * _LINE  # the lane going live, under the lock
+_DECIDED = 4 * _LINE  # the lane holding the fence, under the lock
+_ATTEMPT, _ATTEMPTS = 5 * _LINE, 5 * _LINE + 1  # the same lane, before it infers
+_SLOT_LINES = 8 * _LINE
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a ring is made for; another shape is another ring."""
+
+    width: int
+    height: int
+    channels: int = 3
+    slots: int = 4
+    policy: Policy = Policy.LATEST
+
+    @property
+    def picture_bytes(self) -> int:
+        return self.width * self.height * self.channels
+
+    @property
+    def slot_bytes(self) -> int:
+        return -(-self.picture_bytes // _PAGE) * _PAGE
+
+    @property
+    def journal_at(self) -> int:
+        return _SLOT_LINES * 8 + self.slots * _LINE * 8
+
+    @property
+    def pixels_at(self) -> int:
+        return -(-(self.journal_at + JOURNAL * ENTRY_BYTES) // _PAGE) * _PAGE
+
+    @property
+    def file_bytes(self) -> int:
+        return self.pixels_at + self.slots * self.slot_bytes
+
+    def __str__(self) -> str:
+        return f"{self.slots} slots of {self.width}x{self.height}x{self.channels}, {self.policy}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decision as the journal has it."""
+
+    sequence: int
+    epoch: int
+    run: int
+    slot: int
+    result: bytes
+
+
+class Ring:
+    """One generation of a camera's ring. Use `create`, `attach` (capture) or `open` (readers).
+
+    A Ring belongs to one thread.
+    """
+
+    def __init__(self, path: Path, account: Path, *, writable: bool) -> None:
+        self.path = path
+        self.camera, _, generation = path.name.rpartition(".")
+        self._writable = writable
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            if size < _SLOT_LINES * 8:
+                raise RingError(f"{path}: {size} bytes are no ring; remove it and restart capture")
+            self._map = map_file(fd, size, writable=writable)
+        finally:
+            os.close(fd)
+        self._bytes = memoryview(self._map)
+        self._words = self._bytes[: size // 8 * 8].cast("Q")
+        words = self._words
+        if words[_MAGIC] != MAGIC or words[_LAYOUT] != LAYOUT:
+            raise RingError(f"{path}: not a ring of layout {LAYOUT}; remove it and restart capture")
+        self.generation = words[_GENERATION]
+        self.shape = Shape(
+            words[_WIDTH],
+            words[_HEIGHT],
+            words[_CHANNELS],
+            words[_SLOTS],
+            _POLICIES[words[_POLICY]],
+        )
+        if str(self.generation) != generation or self.shape.file_bytes != size:
+            raise RingError(f"{path}: its header contradicts its name or size; remove it")
+        self._journal = self.shape.journal_at // 8
+        self._order = Order()
+        self._totals = Totals(account, writable=writable)
+
+    # -- making and finding ------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, rings: Path, accounts: Path, camera: str, shape: Shape) -> Self:
+        """Make a camera's next ring; space is reserved at once, readers see it when it is whole.
+
+        Raises:
+            RingError: the tmpfs has no room; the message gives both sizes.
+        """
+        for orphan in rings.glob(f".{camera}.*.new"):
+            orphan.unlink()
+        older = generations(rings, camera)
+        generation, base = 1, 0
+        if older:
+            with cls.open(rings, accounts, camera, older[-1]) as last:
+                generation, base = last.generation + 1, last.written
+        path = rings / f"{camera}.{generation}"
+        new = rings / f".{camera}.{generation}.new"
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
+        try:
+            allocate(fd, shape.file_bytes, path, str(shape))
+            head = [0] * _SLOT_LINES
+            head[:8] = [
+                MAGIC, LAYOUT, generation, shape.width, shape.height, shape.channels, shape.slots,
+                _POLICIES.index(shape.policy),
+            ]  # fmt: skip
+            head[_BASE] = head[_WRITTEN] = head[_DECIDED] = base
+            os.pwrite(fd, b"".join(word.to_bytes(8, "little") for word in head), 0)
+        except BaseException:
+            new.unlink()
+            raise
+        finally:
+            os.close(fd)
+        new.rename(path)
+        if older:
+            with cls.open(rings, accounts, camera, older[-1], writable=True) as last:
+                last._words[_SUCCESSOR] = generation
+        return cls(path, accounts / camera, writable=True)
+
+    @classmethod
+    def attach(cls, rings: Path, accounts: Path, camera: str, shape: Shape) -> Self:
+        """The ring for capture: the newest where its shape is the same, else a new one."""
+        existing = generations(rings, camera)
+        if existing:
+            ring = cls.open(rings, accounts, camera, existing[-1], writable=True)
+            if ring.shape == shape:
+                return ring
+            ring.close()
+        return cls.create(rings, accounts, camera, shape)
+
+    @classmethod
+    def open(
+        cls, rings: Path, accounts: Path, camera: str, generation: int, *, writable: bool = False
+    ) -> Self:
+        """A ring for a lane (`writable`) or for looking.
+
+        Raises:
+            RingError: there is none of that generation, or the file is not a ring.
+        """
+        try:
+            return cls(rings / f"{camera}.{generation}", accounts / camera, writable=writable)
+        except FileNotFoundError as error:
+            raise RingError(f"{camera}: no ring {generation} in {rings}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap. Every view that `begin` or `pixels` gave must be gone."""
+        self._words.release()
+        self._bytes.release()
+        self._map.close()
+        self._totals.close()
+
+    # -- the words ---------------------------------------------------------------------------
+
+    @property
+    def base(self) -> int:
+        return self._words[_BASE]
+
+    @property
+    def written(self) -> int:
+        return self._words[_WRITTEN]
+
+    @property
+    def decided(self) -> int:
+        return self._words[_DECIDED]
+
+    @property
+    def fence(self) -> int:
+        return self._words[_FENCE]
+
+    @property
+    def successor(self) -> int:
+        """Generation of the ring that follows this one; 0 while this is the newest."""
+        return self._words[_SUCCESSOR]
+
+    @property
+    def drained(self) -> bool:
+        """Whether no frame here will ever be decided any more."""
+        every = self.shape.policy is Policy.EVERY
+        return self.successor != 0 and (self.decided == self.written or not every)
+
+    # -- writing (capture) -------------------------------------------------------------------
+
+    def begin(self) -> memoryview:
+        """The pixels of the next slot, to be filled in place, then `publish`ed.
+
+        Raises:
+            RingFullError: under `every`, the frame there is not decided yet.
+        """
+        sequence = self.written + 1
+        if self.shape.policy is Policy.EVERY and sequence - self.shape.slots > self.decided:
+            raise RingFullError(f"{self.camera}: frame {sequence - self.shape.slots} is undecided")
+        self._words[self._line(sequence)] = 0
+        self._order()
+        return self._picture(sequence)
+
+    def publish(self, captured_ns: int, filled_ns: int) -> int:
+        """Hand over the slot that `begin` gave; returns its sequence number."""
+        sequence = self.written + 1
+        line = self._line(sequence)
+        self._words[line + 1], self._words[line + 2] = captured_ns, filled_ns
+        self._order()
+        self._words[line] = sequence
+        self._order()
+        self._words[_WRITTEN] = sequence
+        return sequence
+
+    def count_overrun(self) -> None:
+        """A live camera's frame found no free slot."""
+        self._totals.count_overrun()
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def pixels(self, sequence: int) -> memoryview | None:
+        """The picture of `sequence` where it is still there; ask `intact` after the last use."""
+        return self._picture(sequence) if self.intact(sequence) else None
+
+    def intact(self, sequence: int) -> bool:
+        """Whether the slot still holds `sequence`: False says that what was read is torn."""
+        self._order()
+        return sequence > 0 and self._words[self._line(sequence)] == sequence
+
+    def times(self, sequence: int) -> tuple[int, int]:
+        """captured_ns and filled_ns of a slot; valid if `intact` afterwards."""
+        line = self._line(sequence)
+        return self._words[line + 1], self._words[line + 2]
+
+    def entry(self, sequence: int) -> Entry | None:
+        """The decision on `sequence`, or None where it has none (skipped) or has no more."""
+        at = self._entry(sequence)
+        if self._words[at] != sequence or sequence > self.decided:
+            return None
+        self._order()
+        _, epoch, run, slot, length = self._words[at : at + 5]
+        start = at * 8 + ENTRY_HEAD
+        result = bytes(self._bytes[start : start + min(length, RESULT_BYTES)])
+        self._order()
+        if self._words[at] != sequence:
+            return None
+        return Entry(sequence, epoch, run, slot, result)
+
+    def account(self) -> Account:
+        """The camera's account, this being its newest ring."""
+        while True:
+            decided, overrun = self.decided, self._totals.overrun
+            last, *counts = self._totals.committed(decided)
+            written = self.written
+            self._order()
+            if decided == self.decided and overrun == self._totals.overrun:
+                return Account(
+                    captured=written + overrun,
+                    **dict(zip(COUNTS, counts, strict=True)),
+                    overrun=overrun,
+                    in_flight=written - last,
+                )
+
+    # -- deciding (lanes) --------------------------------------------------------------------
+
+    def raise_fence(self, epoch: int) -> None:
+        """Take the right to decide here. It only rises.
+
+        Raises:
+            FencedError: another epoch, not older than this one, holds it.
+        """
+        with self._totals.lock():
+            if epoch < self.fence:
+                raise FencedError(f"{self.camera}: fence is at epoch {self.fence}, not {epoch}")
+            self._words[_FENCE] = epoch
+
+    def attempt(self, sequence: int) -> int:
+        """Note, before inferring, that `sequence` is tried; returns which attempt this is."""
+        count = self._words[_ATTEMPTS] + 1 if self._words[_ATTEMPT] == sequence else 1
+        self._words[_ATTEMPTS] = 0
+        self._words[_ATTEMPT] = sequence
+        self._words[_ATTEMPTS] = count
+        return count
+
+    def decide(
+        self,
+        sequence: int,
+        epoch: int,
+        run: int,
+        slot: int,
+        kind: str,
+        result: bytes,
+        torn: int = 0,
+    ) -> None:
+        """Judge a frame, once: journal entry, totals, then `decided`, which commits both.
+
+        Args:
+            kind: `inferred`, `not_inferred` or `failed`, the counter that grows.
+            torn: how many of the frames passed over since the last decision were torn in reading;
+                the others count as skipped.
+
+        Raises:
+            FencedError: another epoch may decide here, or `sequence` is not the next.
+        """
+        if len(result) > RESULT_BYTES:
+            raise RingError(f"{self.camera}: a result of {len(result)} bytes; {RESULT_BYTES} fit")
+        with self._totals.lock():
+            decided = self.decided
+            if self.fence != epoch:
+                raise FencedError(f"{self.camera}: epoch {self.fence} decides here, not {epoch}")
+            last, *counts = self._totals.committed(decided)
+            passed = sequence - last - 1
+            if sequence <= decided or (passed and self.shape.policy is Policy.EVERY):
+                raise FencedError(f"{self.camera}: frame {sequence} can't follow {last}")
+            counts[COUNTS.index(kind)] += 1
+            counts[COUNTS.index("torn")] += min(torn, passed)
+            counts[COUNTS.index("skipped")] += passed - min(torn, passed)
+            self._totals.stage(decided, (sequence, *counts))
+
+            at, start = self._entry(sequence), self._entry(sequence) * 8 + ENTRY_HEAD
+            self._words[at] = 0
+            self._order()
+            for i, word in enumerate((epoch, run, slot, len(result)), start=1):
+                self._words[at + i] = word
+            self._bytes[start : start + len(result)] = result
+            self._order()
+            self._words[at] = sequence
+            self._order()
+            self._words[_DECIDED] = sequence
+
+    # -- places ------------------------------------------------------------------------------
+
+    def _line(self, sequence: int) -> int:
+        return _SLOT_LINES + sequence % self.shape.slots * _LINE
+
+    def _entry(self, sequence: int) -> int:
+        return self._journal + sequence % JOURNAL * (ENTRY_BYTES // 8)
+
+    def _picture(self, sequence: int) -> memoryview:
+        start = self.shape.pixels_at + sequence % self.shape.slots * self.shape.slot_bytes
+        return self._bytes[start : start + self.shape.picture_bytes]
+
+
+def generations(rings: Path, camera: str) -> list[int]:
+    """The generations of a camera's rings that exist, oldest first."""
+    names = (path.name.rpartition(".") for path in rings.glob(f"{camera}.*"))
+    return sorted(int(number) for name, _, number in names if name == camera and number.isdigit())
+
+
+def remove_drained(rings: Path, accounts: Path, camera: str) -> None:
+    """Remove those older rings of a camera in which nothing is left to decide."""
+    for generation in generations(rings, camera)[:-1]:
+        with Ring.open(rings, accounts, camera, generation) as ring:
+            done = ring.drained
+        if done:
+            ring.path.unlink(missing_ok=True)

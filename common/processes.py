@@ -1,0 +1,100 @@
+"""One table: every kind of process on the device, and the supervisord programs made from it.
+
+supervisord.conf holds what is the same on every device; programs that depend on vigil.toml (one
+capture a camera, a lane or two a group) are rendered into the run folder, which it includes.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from common.config import Config
+from common.paths import PROJECT, Paths
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row: one kind of process."""
+
+    name: str
+    module: str
+    per: str  # "camera", "lane" (of a group) or "device"
+    role: str  # extra of pyproject.toml that holds what it imports
+    priority: int  # supervisord starts low numbers first and stops them last
+    start_s: float  # from spawn to its first progress, model load included
+    stop_s: float  # from SIGTERM to SIGKILL
+
+
+KINDS = (
+    Kind("capture", "services.capture.main", "camera", "vision", 100, 10.0, 5.0),
+    Kind("inference", "services.inference.main", "lane", "onnx or litert", 200, 60.0, 5.0),
+)
+
+LANES = ("a",)
+
+
+@dataclass(frozen=True)
+class Process:
+    name: str  # capture-belt, inference-main-a: also its lock, endpoint and log
+    kind: Kind
+    arguments: tuple[str, ...]
+
+
+def processes(config: Config) -> list[Process]:
+    """Every process that should run under this configuration."""
+    rows = []
+    for kind in KINDS:
+        for arguments in _instances(kind, config):
+            rows.append(Process("-".join((kind.name, *arguments)), kind, arguments))
+    return rows
+
+
+def _instances(kind: Kind, config: Config) -> list[tuple[str, ...]]:
+    if kind.per == "camera":
+        return [(camera,) for camera in config.cameras]
+    if kind.per == "lane":
+        return [
+            (group, lane) for group in config.groups if config.cameras_of(group) for lane in LANES
+        ]
+    return [()]
+
+
+def lane_name(group: str, lane: str) -> str:
+    return f"inference-{group}-{lane}"
+
+
+def capture_name(camera: str) -> str:
+    return f"capture-{camera}"
+
+
+def render(config: Config, paths: Paths) -> str:
+    """The supervisord programs that depend on vigil.toml."""
+    return "\n".join(
+        _PROGRAM.format(
+            name=process.name,
+            python=sys.executable,
+            module=process.kind.module,
+            arguments=" ".join(process.arguments),
+            project=PROJECT,
+            priority=process.kind.priority,
+            stop_s=round(process.kind.stop_s),
+            log=paths.logs / f"{process.name}.log",
+        )
+        for process in processes(config)
+        if process.kind.per != "device"
+    )
+
+
+_PROGRAM = """\
+[program:{name}]
+command={python} -m {module} {arguments}
+directory={project}
+priority={priority}
+autorestart=true
+startsecs=1
+startretries=100
+stopwaitsecs={stop_s}
+redirect_stderr=true
+stdout_logfile={log}
+stdout_logfile_maxbytes=1MB
+stdout_logfile_backups=1
+"""

@@ -1,0 +1,174 @@
+"""What every process has in common: name, lock, socket, signals, beats, log, one handler."""
+
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+import zmq
+
+from common import config
+from common.bus import Publisher, Subscriber
+from common.errors import AlreadyRunningError, VigilError
+from common.messages import Beat, Event
+from common.paths import Paths
+from common.states import ProcessState, Severity
+
+BEAT_S = 0.5
+_PR_SET_PDEATHSIG = 1
+log = logging.getLogger("vigil")
+
+
+class Service:
+    """A process of Vigil. Its working loop calls `beat` and watches `wake_fd` beside its sockets,
+    which becomes readable when a signal asks it to stop."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.paths = Paths.from_environment()
+        self.config = config.from_environment()
+        self.stopping = False
+        self.progress = 0  # the working loop adds to it
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._last_beat: tuple[int, str] = (0, "")
+        self.paths.make()
+        self._lock = lock(self.paths, name)
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._publisher = Publisher(self.context, self.paths.endpoint(name))
+        self.publish = self._publisher.publish
+        self.publish_bytes = self._publisher.publish_bytes
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._publisher.close()
+        self.context.destroy(linger=0)
+        os.close(self._lock)
+        os.close(self.wake_fd)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        os.eventfd_write(self.wake_fd, 1)
+
+    def subscribe(self, names: list[str], prefixes: list[str]) -> Subscriber:
+        """Read topics that start with `prefixes` from the processes `names`."""
+        return Subscriber(self.context, [self.paths.endpoint(name) for name in names], prefixes)
+
+    def beat(
+        self, state: ProcessState, *, wait: str = "", wait_s: float = 0.0, **detail: str
+    ) -> None:
+        """Tell that the loop turns: at most every BEAT_S, at once when the state changes.
+
+        Args:
+            wait: what the process is about to wait for without progress, `wait_s` at the longest.
+            detail: short words for `vigil status`.
+        """
+        now = time.monotonic_ns()
+        if now - self._last_beat[0] < BEAT_S * 1e9 and self._last_beat[1] == state:
+            return
+        self._last_beat = (now, state)
+        beat = Beat(
+            self.name, os.getpid(), self.progress, state, _rss_bytes(), now,
+            wait, now + round(wait_s * 1e9) if wait else 0, detail,
+        )  # fmt: skip
+        self.publish(f"beat/{self.name}", beat)
+
+    def event(self, code: str, severity: Severity, text: str, **data: str) -> None:
+        """Log an event and announce it."""
+        level = logging.INFO if severity is Severity.INFO else logging.WARNING
+        log.log(level, text, extra={"fields": {"code": code, **data}})
+        event = Event(code, severity, text, self.name, time.monotonic_ns(), time.time(), data)
+        self.publish("event", event)
+
+
+def main(name: str, body: Callable[[Service], None]) -> None:
+    """Run a process: the one place that catches everything, says it, and exits non-zero."""
+    start_log(name)
+    try:
+        _die_with_supervisor()
+        with Service(name) as service:
+            body(service)
+            log.info("stopped")
+    except VigilError as error:
+        log.error(str(error), extra={"fields": {"code": type(error).__name__}})
+        sys.exit(1)
+    except Exception:
+        log.exception("a fault in the code")
+        sys.exit(70)
+
+
+def lock(paths: Paths, name: str) -> int:
+    """Take the lock of a process's name; its file descriptor holds it until it is closed.
+
+    Raises:
+        AlreadyRunningError: another process has it.
+    """
+    path = paths.lock(name)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise AlreadyRunningError(
+            f"{name}: already runs under {paths.root}; stop it, or set VIGIL_ROOT to another folder"
+        ) from None
+    return fd
+
+
+class _JsonLines(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + "Z",
+            "monotonic_s": round(time.monotonic(), 3),
+            "process": self._process,
+            "level": record.levelname.lower(),
+            "text": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def start_log(process: str) -> None:
+    """Structured lines on standard error, one JSON object each; supervisord keeps them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines(process))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _die_with_supervisor() -> None:
+    """Under supervisord: die when it dies, since nobody would restart or stop this process."""
+    if "SUPERVISOR_ENABLED" not in os.environ:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Ask only now: had it died before prctl, no signal would come.
+    pid = int((Paths.from_environment().run / "supervisord.pid").read_text())
+    if os.getppid() != pid:
+        raise VigilError(f"supervisord {pid} is gone; this process will not run alone")
+
+
+def _rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
