@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.random import Generator, default_rng
 
 from common.messages import TruthItem
+from services.capture.dice import Dice
 from services.capture.scenery import DOMAINS, LABELS, Domain, Field
 from services.capture.sprite import RADIUS, Box, Picture, Sprite, make_sprite
 
@@ -64,20 +64,21 @@ class Scene:
         self.gaps, self.defects = gaps, defects
         self.domain = DOMAINS[domain]
         self.scale = min(width / 640, height / 480)
-        rng = self._rng(0)
-        self.lamp = self.domain.lamps[rng.integers(len(self.domain.lamps))]
-        low, high = self.domain.kelvin[rng.integers(len(self.domain.kelvin))]
-        self.kelvin = rng.uniform(low, high)
-        self.exposure = rng.uniform(0.85, 1.12)
-        self.phase, self.period = rng.uniform(0, 2 * np.pi), rng.uniform(400, 1200)
-        self.flicker = rng.uniform(0, 0.035)
-        self.vignette = rng.uniform(0.05, 0.22)
-        self.focus = rng.uniform(0.35, 0.75) * self.scale
-        self.belt = make_belt(rng, self.domain, int(1.6 * width), height, self.scale, self.focus)
-        self.rail = make_rail(rng, width, max(4, int(0.045 * height)))
-        self.noise = make_noise(rng, width + 64, height + 64)
+        dice = self._dice(0)
+        self.lamp = dice.pick(self.domain.lamps)
+        low, high = dice.pick(self.domain.kelvin)
+        self.kelvin = dice.uniform(low, high)
+        self.exposure = dice.uniform(0.85, 1.12)
+        self.phase, self.period = dice.uniform(0, 2 * np.pi), dice.uniform(400, 1200)
+        self.flicker = dice.uniform(0, 0.035)
+        self.vignette = dice.uniform(0.05, 0.22)
+        self.focus = dice.uniform(0.35, 0.75) * self.scale
+        self.belt = make_belt(dice, self.domain, int(1.6 * width), height, self.scale, self.focus)
+        self.rail = make_rail(dice, width, max(4, int(0.045 * height)))
+        self.noise = make_noise(dice, width + 64, height + 64)
         x, y = np.meshgrid(np.linspace(-1, 1, 24), np.linspace(-1, 1, 18))
         self.x, self.y = x.astype(np.float32), y.astype(np.float32)
+        self.light = np.empty((height, width, 3), np.uint8)
         self.sprites: dict[tuple[int, int], Sprite] = {}
 
     def render(
@@ -120,10 +121,8 @@ class Scene:
                     found.append(Thing(label, box, inside / ((x2 - x1) * (y2 - y1))))
         return tuple(found)
 
-    def _rng(self, *key: int) -> Generator:
-        return default_rng(
-            [self.domain.code, self.seed & 0xFFFFFFFF, *(k & 0xFFFFFFFF for k in key)]
-        )
+    def _dice(self, *key: int) -> Dice:
+        return Dice(self.domain.code, self.seed, *key)
 
     def _moved(self, index: int) -> int:
         return self.width + int(index * self.speed * self.scale)
@@ -145,7 +144,7 @@ class Scene:
                 if sprite is None:
                     turn = self._turn((cx - self.width / 2) / (self.speed * self.scale))
                     sprite = make_sprite(
-                        self._rng(2, *key), self.domain, self.scale, self.focus, turn, self.defects
+                        self._dice(2, *key), self.domain, self.scale, self.focus, turn, self.defects
                     )
                 kept[key] = sprite
                 half = sprite.through.shape[0] // 2
@@ -155,17 +154,17 @@ class Scene:
 
     def _column(self, column: int) -> list[tuple[int, float, float]]:
         """Lane, place along the belt and height in the picture of a column's parts."""
-        rng = self._rng(1, column)
-        if rng.random() < self.gaps:
+        dice = self._dice(1, column)
+        if dice.chance() < self.gaps:
             return []
         s, cx = self.scale, (column + 0.5) * PITCH * self.scale
         spread = self.height / 2 - 130 * s  # of the two lanes from the middle
-        lanes = [-1.0, 1.0] if rng.random() < 0.6 else [rng.uniform(-1, 1)]
+        lanes = [-1.0, 1.0] if dice.chance() < 0.6 else [dice.uniform(-1, 1)]
         return [
             (
                 lane,
-                cx + s * rng.uniform(-14, 14),
-                self.height / 2 + spread * at + s * rng.uniform(-8, 8),
+                cx + s * dice.uniform(-14, 14),
+                self.height / 2 + spread * at + s * dice.uniform(-8, 8),
             )
             for lane, at in enumerate(lanes)
         ]
@@ -181,8 +180,8 @@ class Scene:
         field = np.clip(field * (self.exposure * drift), 0.25, 2.2) * GAIN_ONE
         warm = tint(self.kelvin + 300 * math.sin(0.61 * turn))
         small = np.clip(field[:, :, None] * warm, 0, 255).astype(np.uint8)
-        full = cv2.resize(small, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(full, np.uint8)
+        cv2.resize(small, (self.width, self.height), dst=self.light)
+        return self.light
 
 
 def clip(box: Box, width: int, height: int) -> Box:
@@ -210,52 +209,55 @@ def lay(picture: Picture, sprite: Sprite, x: int, y: int) -> None:
     cv2.add(seen, sprite.colour[inside], dst=patch)
 
 
-def make_noise(rng: Generator, width: int, height: int) -> Picture:
+def make_noise(dice: Dice, width: int, height: int) -> Picture:
     """Sensor noise with its black level, never negative: uint8 [height, width, 3]."""
-    sigma = rng.uniform(1.0, 3.2)
-    noise = rng.standard_normal((height, width, 3), np.float32)
+    sigma = dice.uniform(1.0, 3.2)
+    noise = dice.noise(height, width, 3)
     noise *= sigma
-    noise += rng.uniform(5, 11)
+    noise += dice.uniform(5, 11)
     return np.clip(noise, 0, 40, out=noise).astype(np.uint8)
 
 
-def make_rail(rng: Generator, width: int, height: int) -> Picture:
+def make_rail(dice: Dice, width: int, height: int) -> Picture:
     """The conveyor's side: a metal edge with bolts, uint8 [height, width, 3]."""
     across = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    shade = rng.uniform(70, 150) * (1 - 0.5 * across**2) * np.ones((1, width), np.float32)
+    shade = dice.uniform(70, 150) * (1 - 0.5 * across**2) * np.ones((1, width), np.float32)
     rail = cv2.cvtColor(shade.astype(np.uint8), cv2.COLOR_GRAY2BGR)
-    for x in range(int(rng.uniform(0, 90)), width, 4 * height + 40):
+    for x in range(int(dice.uniform(0, 90)), width, 4 * height + 40):
         cv2.circle(rail, (x, height // 2), max(2, height // 4), (40, 42, 45), -1, cv2.LINE_AA)
     return np.asarray(rail, np.uint8)
 
 
 def make_belt(
-    rng: Generator, domain: Domain, width: int, height: int, s: float, focus: float
+    dice: Dice, domain: Domain, width: int, height: int, s: float, focus: float
 ) -> Picture:
     """A closed belt, uint8 [height, width, 3]: its texture, seam, scuffs, oil and swarf."""
     u, v = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    texture = domain.belts[rng.integers(len(domain.belts))](rng, u / s, v / s)
-    tone = rng.uniform(0.14, 0.62)
-    colour = tone * (1 + rng.uniform(-0.16, 0.16, 3).astype(np.float32))
+    texture = dice.pick(domain.belts)(dice, u / s, v / s)
+    tone = dice.uniform(0.14, 0.62)
+    colour = tone * (1 + dice.spread(-0.16, 0.16, 3))
     marks = np.zeros((height, width), np.float32)
-    for _ in range(rng.integers(4, 10)):  # oil: soft dark spots the size of stains and dents
-        x, y, r = rng.uniform(0, width), rng.uniform(0, height), s * rng.uniform(8, 34)
-        axes = (int(r * rng.uniform(0.5, 1)), int(r))
+    for _ in range(dice.below(4, 10)):  # oil: soft dark spots the size of stains and dents
+        x, y, r = dice.uniform(0, width), dice.uniform(0, height), s * dice.uniform(8, 34)
+        axes = (int(r * dice.uniform(0.5, 1)), int(r))
         centre = (int(x), int(y))
-        dark = rng.uniform(0.12, 0.45)
-        cv2.ellipse(marks, centre, axes, rng.uniform(0, 180), 0, 360, -dark, -1, cv2.LINE_AA)
+        dark = dice.uniform(0.12, 0.45)
+        cv2.ellipse(marks, centre, axes, dice.uniform(0, 180), 0, 360, -dark, -1, cv2.LINE_AA)
     marks = np.asarray(cv2.GaussianBlur(marks, (0, 0), 2.2 * s), np.float32)
-    for _ in range(rng.integers(4, 12)):  # scuffs, bright or dark, like scratches
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-        dx, dy = s * rng.uniform(-60, 60), s * rng.uniform(-30, 30)
+    for _ in range(dice.below(4, 12)):  # scuffs, bright or dark, like scratches
+        x, y = dice.uniform(0, width), dice.uniform(0, height)
+        dx, dy = s * dice.uniform(-60, 60), s * dice.uniform(-30, 30)
         ends = (int(x), int(y)), (int(x + dx), int(y + dy))
-        cv2.line(marks, *ends, rng.uniform(-0.3, 0.4), max(1, round(s)), cv2.LINE_AA)
+        cv2.line(marks, *ends, dice.uniform(-0.3, 0.4), max(1, round(s)), cv2.LINE_AA)
     # The seam is where the belt, and with it this texture, closes.
-    cv2.line(marks, (2, 0), (2, height), -rng.uniform(0.3, 0.6), max(1, round(5 * s)))
-    for _ in range(rng.integers(3, 12)):  # swarf: bright curls
-        centre = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
-        axes, angle = (int(s * rng.uniform(2, 7)), int(s * rng.uniform(2, 5))), rng.uniform(0, 360)
-        cv2.ellipse(marks, centre, axes, angle, 0, rng.uniform(60, 250), 1.0, 1, cv2.LINE_AA)
+    cv2.line(marks, (2, 0), (2, height), -dice.uniform(0.3, 0.6), max(1, round(5 * s)))
+    for _ in range(dice.below(3, 12)):  # swarf: bright curls
+        centre = (int(dice.uniform(0, width)), int(dice.uniform(0, height)))
+        axes, angle = (
+            (int(s * dice.uniform(2, 7)), int(s * dice.uniform(2, 5))),
+            dice.uniform(0, 360),
+        )
+        cv2.ellipse(marks, centre, axes, angle, 0, dice.uniform(60, 250), 1.0, 1, cv2.LINE_AA)
     field = texture * (1 + marks)
     belt = np.empty((height, width, 3), np.uint8)
     for channel in range(3):

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
+
+from services.capture.dice import Dice
 
 Field = NDArray[np.floating]
 Points = NDArray[np.floating]  # [n, 2] x, y
@@ -27,25 +28,25 @@ LABELS = ("part", "scratch", "dent", "stain", "missing_hole")
 DEFECTS = LABELS[1:]
 
 
-def fine(rng: Generator, u: Field, sigma: float = 0.0) -> Field:
+def fine(dice: Dice, u: Field, sigma: float = 0.0) -> Field:
     """Noise of unit deviation, pixel by pixel, blurred by `sigma` pixels of the picture."""
-    noise = rng.standard_normal(u.shape, np.float32)
+    noise = dice.noise(*u.shape)
     if sigma:
         noise = np.asarray(cv2.GaussianBlur(noise, (0, 0), sigma), np.float32)
         noise /= noise.std() + 1e-6
     return noise
 
 
-def coarse(rng: Generator, u: Field, cells: int) -> Field:
+def coarse(dice: Dice, u: Field, cells: int) -> Field:
     """Smooth noise of about unit deviation: a random grid of `cells` x `cells`, interpolated."""
-    grid = rng.standard_normal((cells, cells), np.float32)
+    grid = dice.noise(cells, cells)
     size = (u.shape[1], u.shape[0])
     return np.asarray(cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def profile(rng: Generator, along: Field, step: float, smooth: float = 0.8) -> Field:
+def profile(dice: Dice, along: Field, step: float, smooth: float = 0.8) -> Field:
     """A random function of one coordinate: lines, rings or rays; a new value each `step` pixels."""
-    table = rng.standard_normal((1, 1024), np.float32)
+    table = dice.noise(1, 1024)
     table = np.asarray(cv2.GaussianBlur(table, (0, 0), smooth), np.float32)[0]
     table /= table.std()
     return table[(along / step).astype(np.int32) & 1023]
@@ -112,96 +113,96 @@ SHAPES = (plate(), disc(4), disc(6), gear(), bracket(), link())
 
 # --- surfaces: a factor on the part's colour, and its colours (BGR 0..1) ------------------------
 
-Surface = Callable[[Generator, Field, Field], Field]
+Surface = Callable[[Dice, Field, Field], Field]
 
 
-def brushed(rng: Generator, u: Field, v: Field) -> Field:
-    lines = profile(rng, v + 0.02 * u, rng.uniform(0.7, 1.6))
-    return 1 + rng.uniform(0.04, 0.1) * lines + 0.02 * fine(rng, u)
+def brushed(dice: Dice, u: Field, v: Field) -> Field:
+    lines = profile(dice, v + 0.02 * u, dice.uniform(0.7, 1.6))
+    return 1 + dice.uniform(0.04, 0.1) * lines + 0.02 * fine(dice, u)
 
 
-def turned(rng: Generator, u: Field, v: Field) -> Field:
-    return 1 + rng.uniform(0.03, 0.08) * profile(rng, np.hypot(u, v), rng.uniform(0.9, 2.0))
+def turned(dice: Dice, u: Field, v: Field) -> Field:
+    return 1 + dice.uniform(0.03, 0.08) * profile(dice, np.hypot(u, v), dice.uniform(0.9, 2.0))
 
 
-def blasted(rng: Generator, u: Field, v: Field) -> Field:
-    return 1 + rng.uniform(0.03, 0.09) * fine(rng, u, 0.7)
+def blasted(dice: Dice, u: Field, v: Field) -> Field:
+    return 1 + dice.uniform(0.03, 0.09) * fine(dice, u, 0.7)
 
 
-def coated(rng: Generator, u: Field, v: Field) -> Field:
-    return 1 + rng.uniform(0.02, 0.05) * coarse(rng, u, 40) + 0.03 * coarse(rng, u, 6)
+def coated(dice: Dice, u: Field, v: Field) -> Field:
+    return 1 + dice.uniform(0.02, 0.05) * coarse(dice, u, 40) + 0.03 * coarse(dice, u, 6)
 
 
-def milled(rng: Generator, u: Field, v: Field) -> Field:
-    wave = np.sin(2 * np.pi * v / rng.uniform(4, 9)).astype(np.float32)
-    return 1 + rng.uniform(0.03, 0.08) * wave + 0.03 * profile(rng, u, 1.5)
+def milled(dice: Dice, u: Field, v: Field) -> Field:
+    wave = np.sin(2 * np.pi * v / dice.uniform(4, 9)).astype(np.float32)
+    return 1 + dice.uniform(0.03, 0.08) * wave + 0.03 * profile(dice, u, 1.5)
 
 
-def crossed(rng: Generator, u: Field, v: Field) -> Field:
-    both = profile(rng, u + 0.6 * v, 1.1) + profile(rng, v - 0.6 * u, 1.1)
-    return 1 + rng.uniform(0.025, 0.055) * both
+def crossed(dice: Dice, u: Field, v: Field) -> Field:
+    both = profile(dice, u + 0.6 * v, 1.1) + profile(dice, v - 0.6 * u, 1.1)
+    return 1 + dice.uniform(0.025, 0.055) * both
 
 
-def cast(rng: Generator, u: Field, v: Field) -> Field:
-    rough = fine(rng, u, 0.6) + 0.8 * fine(rng, u, 2.0) + 0.4 * coarse(rng, u, 9)
-    return 1 + rng.uniform(0.025, 0.05) * rough
+def cast(dice: Dice, u: Field, v: Field) -> Field:
+    rough = fine(dice, u, 0.6) + 0.8 * fine(dice, u, 2.0) + 0.4 * coarse(dice, u, 9)
+    return 1 + dice.uniform(0.025, 0.05) * rough
 
 
-def faced(rng: Generator, u: Field, v: Field) -> Field:
-    away = np.hypot(u - rng.uniform(60, 160), v - rng.uniform(60, 160))
-    wave = np.sin(2 * np.pi * away / rng.uniform(5, 8)).astype(np.float32)
-    return 1 + rng.uniform(0.03, 0.06) * wave + 0.03 * profile(rng, away, 1.2)
+def faced(dice: Dice, u: Field, v: Field) -> Field:
+    away = np.hypot(u - dice.uniform(60, 160), v - dice.uniform(60, 160))
+    wave = np.sin(2 * np.pi * away / dice.uniform(5, 8)).astype(np.float32)
+    return 1 + dice.uniform(0.03, 0.06) * wave + 0.03 * profile(dice, away, 1.2)
 
 
-def rolled(rng: Generator, u: Field, v: Field) -> Field:
-    sway = v + 3 * np.sin(u / rng.uniform(14, 30))
-    return 1 + rng.uniform(0.03, 0.06) * profile(rng, sway, 2.2) + 0.02 * fine(rng, u)
+def rolled(dice: Dice, u: Field, v: Field) -> Field:
+    sway = v + 3 * np.sin(u / dice.uniform(14, 30))
+    return 1 + dice.uniform(0.03, 0.06) * profile(dice, sway, 2.2) + 0.02 * fine(dice, u)
 
 
-def galvanised(rng: Generator, u: Field, v: Field) -> Field:
-    flakes = np.round(2 * coarse(rng, u, 24)) / 2
-    return 1 + rng.uniform(0.03, 0.05) * flakes + 0.02 * fine(rng, u)
+def galvanised(dice: Dice, u: Field, v: Field) -> Field:
+    flakes = np.round(2 * coarse(dice, u, 24)) / 2
+    return 1 + dice.uniform(0.03, 0.05) * flakes + 0.02 * fine(dice, u)
 
 
 # --- belts: a factor on the belt's colour; `u` runs along the belt and closes on itself ---------
 
 
-def rubber(rng: Generator, u: Field, v: Field) -> Field:
-    return 1 + rng.uniform(0.04, 0.1) * fine(rng, u, 0.8)
+def rubber(dice: Dice, u: Field, v: Field) -> Field:
+    return 1 + dice.uniform(0.04, 0.1) * fine(dice, u, 0.8)
 
 
-def woven(rng: Generator, u: Field, v: Field) -> Field:
-    weave = np.sin(2 * np.pi * u / 8) * np.sin(2 * np.pi * v / rng.uniform(6, 10))
-    return (1 + rng.uniform(0.05, 0.14) * weave + 0.04 * fine(rng, u)).astype(np.float32)
+def woven(dice: Dice, u: Field, v: Field) -> Field:
+    weave = np.sin(2 * np.pi * u / 8) * np.sin(2 * np.pi * v / dice.uniform(6, 10))
+    return (1 + dice.uniform(0.05, 0.14) * weave + 0.04 * fine(dice, u)).astype(np.float32)
 
 
-def matt(rng: Generator, u: Field, v: Field) -> Field:
-    return 1 + 0.05 * coarse(rng, u, 14) + 0.03 * fine(rng, u, 1.2)
+def matt(dice: Dice, u: Field, v: Field) -> Field:
+    return 1 + 0.05 * coarse(dice, u, 14) + 0.03 * fine(dice, u, 1.2)
 
 
-def grooved(rng: Generator, u: Field, v: Field) -> Field:
-    groove = np.maximum(0, np.cos(2 * np.pi * v / rng.uniform(18, 40)) - 0.8) * 5
-    return (1 - rng.uniform(0.15, 0.3) * groove + 0.04 * fine(rng, u)).astype(np.float32)
+def grooved(dice: Dice, u: Field, v: Field) -> Field:
+    groove = np.maximum(0, np.cos(2 * np.pi * v / dice.uniform(18, 40)) - 0.8) * 5
+    return (1 - dice.uniform(0.15, 0.3) * groove + 0.04 * fine(dice, u)).astype(np.float32)
 
 
-def diamond(rng: Generator, u: Field, v: Field) -> Field:
+def diamond(dice: Dice, u: Field, v: Field) -> Field:
     cross = np.cos(2 * np.pi * (u + v) / 16) * np.cos(2 * np.pi * (u - v) / 16)
-    return (1 + rng.uniform(0.1, 0.2) * (np.abs(cross) < 0.15) + 0.04 * fine(rng, u)).astype(
+    return (1 + dice.uniform(0.1, 0.2) * (np.abs(cross) < 0.15) + 0.04 * fine(dice, u)).astype(
         np.float32
     )
 
 
-def felt(rng: Generator, u: Field, v: Field) -> Field:
-    return 1 + 0.06 * fine(rng, u, 1.8) + 0.05 * fine(rng, u) + 0.05 * coarse(rng, u, 30)
+def felt(dice: Dice, u: Field, v: Field) -> Field:
+    return 1 + 0.06 * fine(dice, u, 1.8) + 0.05 * fine(dice, u) + 0.05 * coarse(dice, u, 30)
 
 
-def slatted(rng: Generator, u: Field, v: Field) -> Field:
+def slatted(dice: Dice, u: Field, v: Field) -> Field:
     gap = (np.mod(u, 64) < 3).astype(np.float32)
-    return 1 - rng.uniform(0.25, 0.4) * gap + 0.03 * fine(rng, u) + 0.03 * profile(rng, v, 3)
+    return 1 - dice.uniform(0.25, 0.4) * gap + 0.03 * fine(dice, u) + 0.03 * profile(dice, v, 3)
 
 
-def pebbled(rng: Generator, u: Field, v: Field) -> Field:
-    return 1 + 0.12 * (fine(rng, u, 2.2) > 0.9).astype(np.float32) + 0.04 * fine(rng, u)
+def pebbled(dice: Dice, u: Field, v: Field) -> Field:
+    return 1 + 0.12 * (fine(dice, u, 2.2) > 0.9).astype(np.float32) + 0.04 * fine(dice, u)
 
 
 # --- lamps: brightness over the picture, x and y from -1 to 1, `turn` their slow movement --------
@@ -249,12 +250,12 @@ def skylight(x: Field, y: Field, turn: float) -> Field:
 # --- defect shapes, around 0, 0, in pixels at 640x480; scratches are lines, the others areas ----
 
 
-def bent(rng: Generator, bend: Callable[[Field], Field], low: float, high: float) -> Points:
+def bent(dice: Dice, bend: Callable[[Field], Field], low: float, high: float) -> Points:
     """A line of `low` to `high` pixels whose sideways course is `bend` of -1..1."""
-    length = rng.uniform(low, high)
+    length = dice.uniform(low, high)
     t = np.linspace(-1, 1, 17, dtype=np.float32)
     line = np.stack([0.5 * length * t, 0.5 * length * bend(t)], 1)
-    return turned_by(line, rng.uniform(0, 2 * np.pi))
+    return turned_by(line, dice.uniform(0, 2 * np.pi))
 
 
 def turned_by(points: NDArray[np.floating], angle: float) -> Points:
@@ -262,122 +263,122 @@ def turned_by(points: NDArray[np.floating], angle: float) -> Points:
     return (points @ np.array([[c, s], [-s, c]])).astype(np.float32)
 
 
-def straight(rng: Generator) -> list[Points]:
-    return [bent(rng, lambda t: 0 * t, 28, 56)]
+def straight(dice: Dice) -> list[Points]:
+    return [bent(dice, lambda t: 0 * t, 28, 56)]
 
 
-def bowed(rng: Generator) -> list[Points]:
-    bow = rng.uniform(0.2, 0.5)
-    return [bent(rng, lambda t: bow * t**2, 30, 56)]
+def bowed(dice: Dice) -> list[Points]:
+    bow = dice.uniform(0.2, 0.5)
+    return [bent(dice, lambda t: bow * t**2, 30, 56)]
 
 
-def double(rng: Generator) -> list[Points]:
-    line = bent(rng, lambda t: 0 * t, 28, 50)
+def double(dice: Dice) -> list[Points]:
+    line = bent(dice, lambda t: 0 * t, 28, 50)
     normal = np.array([-line[-1, 1], line[-1, 0]]) / np.hypot(*line[-1])
-    return [line, (0.8 * line + normal * rng.uniform(5, 8)).astype(np.float32)]
+    return [line, (0.8 * line + normal * dice.uniform(5, 8)).astype(np.float32)]
 
 
-def kinked(rng: Generator) -> list[Points]:
-    knee = rng.uniform(-0.4, 0.4)
-    return [bent(rng, lambda t: 0.6 * np.maximum(0, t - knee), 30, 54)]
+def kinked(dice: Dice) -> list[Points]:
+    knee = dice.uniform(-0.4, 0.4)
+    return [bent(dice, lambda t: 0.6 * np.maximum(0, t - knee), 30, 54)]
 
 
-def wavy(rng: Generator) -> list[Points]:
-    return [bent(rng, lambda t: 0.22 * np.sin(4.5 * t), 32, 56)]
+def wavy(dice: Dice) -> list[Points]:
+    return [bent(dice, lambda t: 0.22 * np.sin(4.5 * t), 32, 56)]
 
 
-def hooked(rng: Generator) -> list[Points]:
-    return [bent(rng, lambda t: 0.5 * np.maximum(0, t) ** 3, 30, 54)]
+def hooked(dice: Dice) -> list[Points]:
+    return [bent(dice, lambda t: 0.5 * np.maximum(0, t) ** 3, 30, 54)]
 
 
-def forked(rng: Generator) -> list[Points]:
-    line = bent(rng, lambda t: 0 * t, 30, 52)
+def forked(dice: Dice) -> list[Points]:
+    line = bent(dice, lambda t: 0 * t, 30, 52)
     return [line, line[8] + 0.8 * turned_by(line[8:] - line[8], 0.5)]
 
 
-def dashed(rng: Generator) -> list[Points]:
-    line = bent(rng, lambda t: 0.1 * t**2, 36, 58)
+def dashed(dice: Dice) -> list[Points]:
+    line = bent(dice, lambda t: 0.1 * t**2, 36, 58)
     return [line[:7], line[10:]]
 
 
-def contour(rng: Generator, low: float, high: float, lobes: dict[int, float]) -> Points:
+def contour(dice: Dice, low: float, high: float, lobes: dict[int, float]) -> Points:
     """A closed curve of mean radius `low` to `high` with `lobes` (number: relative height)."""
     turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     shape = np.ones(40)
     for number, height in lobes.items():
-        shape += height * np.cos(number * turn + rng.uniform(0, 2 * np.pi))
-    return turned_by(polar(shape * rng.uniform(low, high)), rng.uniform(0, 2 * np.pi))
+        shape += height * np.cos(number * turn + dice.uniform(0, 2 * np.pi))
+    return turned_by(polar(shape * dice.uniform(low, high)), dice.uniform(0, 2 * np.pi))
 
 
-def round_dent(rng: Generator) -> list[Points]:
-    return [contour(rng, 9, 14, {})]
+def round_dent(dice: Dice) -> list[Points]:
+    return [contour(dice, 9, 14, {})]
 
 
-def oval_dent(rng: Generator) -> list[Points]:
-    return [contour(rng, 10, 14, {2: rng.uniform(0.15, 0.3)})]
+def oval_dent(dice: Dice) -> list[Points]:
+    return [contour(dice, 10, 14, {2: dice.uniform(0.15, 0.3)})]
 
 
-def twin_dent(rng: Generator) -> list[Points]:
-    first = contour(rng, 7, 9, {})
-    return [first, first + turned_by(np.array([[10.0, 0.0]]), rng.uniform(0, 2 * np.pi))]
+def twin_dent(dice: Dice) -> list[Points]:
+    first = contour(dice, 7, 9, {})
+    return [first, first + turned_by(np.array([[10.0, 0.0]]), dice.uniform(0, 2 * np.pi))]
 
 
-def drop_dent(rng: Generator) -> list[Points]:
-    return [contour(rng, 10, 13, {1: 0.25, 2: 0.15})]
+def drop_dent(dice: Dice) -> list[Points]:
+    return [contour(dice, 10, 13, {1: 0.25, 2: 0.15})]
 
 
-def wedge_dent(rng: Generator) -> list[Points]:
-    return [contour(rng, 10, 14, {3: 0.16})]
+def wedge_dent(dice: Dice) -> list[Points]:
+    return [contour(dice, 10, 14, {3: 0.16})]
 
 
-def square_dent(rng: Generator) -> list[Points]:
-    return [contour(rng, 10, 14, {4: 0.1})]
+def square_dent(dice: Dice) -> list[Points]:
+    return [contour(dice, 10, 14, {4: 0.1})]
 
 
-def blot(rng: Generator) -> list[Points]:
-    return [contour(rng, 11, 19, {2: 0.15, 3: 0.15, 5: 0.08})]
+def blot(dice: Dice) -> list[Points]:
+    return [contour(dice, 11, 19, {2: 0.15, 3: 0.15, 5: 0.08})]
 
 
-def cluster(rng: Generator) -> list[Points]:
-    return [contour(rng, 7, 12, {2: 0.1}) + rng.uniform(-8, 8, (1, 2)) for _ in range(3)]
+def cluster(dice: Dice) -> list[Points]:
+    return [contour(dice, 7, 12, {2: 0.1}) + dice.spread(-8, 8, 1, 2) for _ in range(3)]
 
 
-def smear(rng: Generator) -> list[Points]:
-    return [contour(rng, 13, 19, {2: 0.35, 7: 0.06})]
+def smear(dice: Dice) -> list[Points]:
+    return [contour(dice, 13, 19, {2: 0.35, 7: 0.06})]
 
 
-def splash(rng: Generator) -> list[Points]:
-    drops = [contour(rng, 3, 5, {}) + rng.uniform(-17, 17, (1, 2)) for _ in range(4)]
-    return [contour(rng, 10, 14, {3: 0.1, 6: 0.12}), *drops]
+def splash(dice: Dice) -> list[Points]:
+    drops = [contour(dice, 3, 5, {}) + dice.spread(-17, 17, 1, 2) for _ in range(4)]
+    return [contour(dice, 10, 14, {3: 0.1, 6: 0.12}), *drops]
 
 
-def drip(rng: Generator) -> list[Points]:
-    head = contour(rng, 10, 13, {2: 0.08})
-    run = turned_by(np.array([[0, -4], [24, -3], [27, 0], [24, 3], [0, 4]]), rng.uniform(0, 6.28))
+def drip(dice: Dice) -> list[Points]:
+    head = contour(dice, 10, 13, {2: 0.08})
+    run = turned_by(np.array([[0, -4], [24, -3], [27, 0], [24, 3], [0, 4]]), dice.uniform(0, 6.28))
     return [head, run]
 
 
-def leaf(rng: Generator) -> list[Points]:
-    return [contour(rng, 13, 18, {2: 0.25, 4: 0.12, 9: 0.04})]
+def leaf(dice: Dice) -> list[Points]:
+    return [contour(dice, 13, 18, {2: 0.25, 4: 0.12, 9: 0.04})]
 
 
-def blank(rng: Generator) -> list[Points]:
+def blank(dice: Dice) -> list[Points]:
     return []  # the drill never came
 
 
-def punched(rng: Generator) -> list[Points]:
-    return [contour(rng, 1.5, 2.2, {})]  # centre punch only
+def punched(dice: Dice) -> list[Points]:
+    return [contour(dice, 1.5, 2.2, {})]  # centre punch only
 
 
-def scribed(rng: Generator) -> list[Points]:
+def scribed(dice: Dice) -> list[Points]:
     return [np.array([[-4, 0], [4, 0]], np.float32), np.array([[0, -4], [0, 4]], np.float32)]
 
 
-def pencilled(rng: Generator) -> list[Points]:
-    return [contour(rng, 4, 5, {})[:20]]
+def pencilled(dice: Dice) -> list[Points]:
+    return [contour(dice, 4, 5, {})[:20]]
 
 
-DefectShape = Callable[[Generator], list[Points]]
+DefectShape = Callable[[Dice], list[Points]]
 
 
 @dataclass(frozen=True)

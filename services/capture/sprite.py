@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
 
+from services.capture.dice import Dice
 from services.capture.scenery import DEFECTS, SHAPES, Domain, Field, Points, Shape, turned_by
 
 Picture = NDArray[np.uint8]
@@ -30,12 +30,12 @@ class Sprite:
 class Part:
     """The fields of one part while it is drawn: float32 [n, n] around its middle."""
 
-    def __init__(self, rng: Generator, domain: Domain, s: float) -> None:
-        self.rng, self.domain, self.s = rng, domain, s
-        shape: Shape = SHAPES[rng.integers(len(SHAPES))]
-        radius = rng.uniform(*RADIUS) * s
+    def __init__(self, dice: Dice, domain: Domain, s: float) -> None:
+        self.dice, self.domain, self.s = dice, domain, s
+        shape: Shape = dice.pick(SHAPES)
+        radius = dice.uniform(*RADIUS) * s
         self.size = n = 2 * int(radius + 18 * s)
-        angle, flip = rng.uniform(0, 2 * np.pi), np.array([1, rng.choice([-1, 1])])
+        angle, flip = dice.uniform(0, 2 * np.pi), np.array([1, dice.pick([-1, 1])])
         outline = turned_by(shape.outline * flip * radius, angle)
         holes = np.array(shape.holes)
         self.drilled = shape.drilled
@@ -45,20 +45,20 @@ class Part:
         self.bored = np.zeros((n, n), np.float32)
         axis = (np.arange(n, dtype=np.float32) - n / 2) / s
         x, y = np.meshgrid(axis, axis)
-        lay = angle + rng.choice([0.0, rng.uniform(0, np.pi)])  # of the machining
+        lay = angle + dice.pick([0.0, dice.uniform(0, np.pi)])  # of the machining
         self.u = (x * math.cos(lay) + y * math.sin(lay)).astype(np.float32)
         self.v = (y * math.cos(lay) - x * math.sin(lay)).astype(np.float32)
-        surface = domain.surfaces[rng.integers(len(domain.surfaces))]
-        albedo = np.asarray(surface(rng, self.u, self.v), np.float32) * rng.uniform(0.24, 0.85)
-        brass = np.array([0.55, 0.85, 1.0]) if rng.random() < 0.25 else np.ones(3)
-        colour = (brass * rng.uniform(0.95, 1.05, 3)).astype(np.float32)
+        surface = dice.pick(domain.surfaces)
+        albedo = np.asarray(surface(dice, self.u, self.v), np.float32) * dice.uniform(0.26, 0.74)
+        brass = np.array([0.55, 0.85, 1.0]) if dice.chance() < 0.25 else np.ones(3)
+        colour = (brass * dice.spread(0.95, 1.05, 3)).astype(np.float32)
         self.albedo = albedo[:, :, None] * colour
         self.relief = np.zeros((n, n), np.float32)
         self.things: list[tuple[str, Box]] = []
 
     def bore(self, missing: int) -> None:
         """Drill all holes but number `missing` (-1: none is missing), which becomes a defect."""
-        rng, s = self.rng, self.s
+        dice, s = self.dice, self.s
         for number, ((x, y), r) in enumerate(zip(self.holes, self.hole_radius, strict=True)):
             if number != missing:
                 turn = np.linspace(0, 2 * np.pi, 32, endpoint=False)
@@ -68,8 +68,8 @@ class Part:
                 )
                 continue
             families = self.domain.missing_hole
-            trace = [line * np.float32(s) for line in families[rng.integers(len(families))](rng)]
-            self.darken(stroke(self.size, trace, (x, y), 1), -rng.uniform(0.1, 0.3))
+            trace = [line * np.float32(s) for line in dice.pick(families)(dice)]
+            self.darken(stroke(self.size, trace, (x, y), 1), -dice.uniform(0.1, 0.3))
             r = 1.3 * r
             self.things.append(("missing_hole", (x - r, y - r, x + r, y + r)))
         self.solid = self.body * (1 - self.bored)
@@ -84,7 +84,7 @@ class Part:
         places = np.flatnonzero(away > clear)
         if len(places) == 0:
             return None
-        y, x = divmod(int(places[self.rng.integers(len(places))]), self.size)
+        y, x = divmod(int(places[self.dice.below(len(places))]), self.size)
         cv2.circle(self.room, (x, y), int(clear + 4 * self.s), 0, -1)
         return float(x), float(y)
 
@@ -93,28 +93,28 @@ class Part:
 
     def mark(self) -> None:
         """A lot number, etched: legitimate, and as fine as a scratch."""
-        rng, s, n = self.rng, self.s, self.size
+        dice, s, n = self.dice, self.s, self.size
         at = self.place(11 * s)
         if at is None:
             return
-        text = "".join(rng.choice(list("ABCDEFHKLMNPRTX0123456789"), 4))
+        text = "".join(dice.pick("ABCDEFHKLMNPRTX0123456789") for _ in range(4))
         ink = np.zeros((n, n), np.uint8)
         font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.3 * s
         (w, h), _ = cv2.getTextSize(text, font, size, 1)
         cv2.putText(ink, text, (int(at[0] - w / 2), int(at[1] + h / 2)), font, size, 255, 1, 16)
-        turn = cv2.getRotationMatrix2D(at, rng.uniform(0, 360), 1)
+        turn = cv2.getRotationMatrix2D(at, dice.uniform(0, 360), 1)
         ink = np.asarray(cv2.warpAffine(ink, turn, (n, n)), np.uint8)
-        self.darken(ink.astype(np.float32) / 255, rng.choice([-0.4, 0.35]))
+        self.darken(ink.astype(np.float32) / 255, dice.pick([-0.4, 0.35]))
 
     def spoil(self, label: str) -> None:
         """Add a scratch, dent or stain where there is room for it."""
-        rng, s = self.rng, self.s
+        dice, s = self.dice, self.s
         families = {
             "scratch": self.domain.scratch,
             "dent": self.domain.dent,
             "stain": self.domain.stain,
         }[label]
-        drawn = families[rng.integers(len(families))](rng)
+        drawn = dice.pick(families)(dice)
         middle = np.concatenate(drawn)
         middle = (middle.min(0) + middle.max(0)) / 2
         drawn = [(points - middle) * np.float32(s) for points in drawn]
@@ -123,22 +123,23 @@ class Part:
         if at is None:
             return
         if label == "scratch":
-            mask = stroke(self.size, drawn, at, max(1, round(s * rng.uniform(1.6, 3.2))))
-            bright = rng.random() < 0.6
-            self.darken(mask, rng.uniform(0.4, 0.9) if bright else -rng.uniform(0.4, 0.7))
+            mask = stroke(self.size, drawn, at, max(1, round(s * dice.uniform(1.6, 3.2))))
+            there = float((self.albedo[:, :, 1] * mask).sum() / (mask.sum() + 1e-6))
+            bright = there < 0.35 or (there < 0.6 and dice.chance() < 0.5)  # seen on either
+            self.darken(mask, dice.uniform(0.4, 0.9) if bright else -dice.uniform(0.4, 0.7))
             self.relief -= 0.7 * mask
         elif label == "dent":
             mask = fill(self.size, drawn, at)
             bowl = np.asarray(cv2.GaussianBlur(mask, (0, 0), 0.28 * reach), np.float32)
-            self.relief -= rng.uniform(1.6, 3.0) * bowl
-            self.darken(bowl, -rng.uniform(0.05, 0.2))
+            self.relief -= dice.uniform(2.0, 3.4) * bowl
+            self.darken(bowl, -dice.uniform(0.05, 0.2))
         else:
             mask = fill(self.size, drawn, at)
-            soft = np.asarray(cv2.GaussianBlur(mask, (0, 0), s * rng.uniform(0.7, 2)), np.float32)
-            soft *= 1 + 0.15 * rng.standard_normal(soft.shape, np.float32)
+            soft = np.asarray(cv2.GaussianBlur(mask, (0, 0), s * dice.uniform(0.7, 2)), np.float32)
+            soft *= 1 + 0.15 * dice.noise(*soft.shape)
             kinds = ((0.4, 0.4, 0.42), (0.25, 0.5, 0.75), (0.45, 0.6, 0.5), (0.6, 0.4, 0.4))
-            stain = np.array(kinds[rng.integers(len(kinds))], np.float32)
-            self.albedo *= 1 + (rng.uniform(0.6, 0.95) * (stain - 1)) * soft[:, :, None]
+            stain = np.array(dice.pick(kinds), np.float32)
+            self.albedo *= 1 + (dice.uniform(0.6, 0.95) * (stain - 1)) * soft[:, :, None]
         y, x = np.nonzero(mask * self.solid > 0.35)
         if len(x):
             box = widened(x.min(), y.min(), x.max() + 1, y.max() + 1, SMALLEST_SIDE * s)
@@ -146,17 +147,17 @@ class Part:
 
     def lit(self, turn: float, focus: float) -> Sprite:
         """The finished part under light that comes from the direction `turn`."""
-        rng, s = self.rng, self.s
+        dice, s = self.dice, self.s
         lx, ly = math.cos(turn), math.sin(turn)
         relief = cv2.GaussianBlur(self.relief, (0, 0), 0.6 * s)
         gx, gy = cv2.Sobel(relief, -1, 1, 0, scale=0.125), cv2.Sobel(relief, -1, 0, 1, scale=0.125)
         shade = np.clip(1 - BEVEL * s * (gx * lx + gy * ly), 0.15, 2.5)
-        across = (self.u * lx + self.v * ly) / rng.uniform(18, 50) - rng.uniform(-1.5, 1.5)
-        gloss = rng.uniform(0, 0.28) * np.exp(-(across**2))
+        across = (self.u * lx + self.v * ly) / dice.uniform(18, 50) - dice.uniform(-1.5, 1.5)
+        gloss = dice.uniform(0, 0.22) * np.exp(-(across**2))
         colour = np.clip(self.albedo * shade[:, :, None] + gloss[:, :, None], 0, 1)
         shift = np.array([[1, 0, -7 * s * lx], [0, 1, -7 * s * ly]], np.float32)
         shadow = cv2.warpAffine(self.solid, shift, (self.size, self.size))
-        shadow = rng.uniform(0.3, 0.65) * cv2.GaussianBlur(shadow, (0, 0), 3.5 * s)
+        shadow = dice.uniform(0.3, 0.65) * cv2.GaussianBlur(shadow, (0, 0), 3.5 * s)
         through = (1 - self.solid) * (1 - shadow) * (1 - 0.45 * self.bored)
         colour = cv2.GaussianBlur(colour * self.solid[:, :, None], (0, 0), focus)
         through = cv2.GaussianBlur(through, (0, 0), focus)
@@ -170,14 +171,14 @@ class Part:
 
 
 def make_sprite(
-    rng: Generator, domain: Domain, s: float, focus: float, turn: float, defects: float
+    dice: Dice, domain: Domain, s: float, focus: float, turn: float, defects: float
 ) -> Sprite:
     """A part of random shape, pose, surface and defects (`defects`: their mean number)."""
-    part = Part(rng, domain, s)
-    chosen = [DEFECTS[i] for i in rng.integers(len(DEFECTS), size=min(3, rng.poisson(defects)))]
-    missing = len(part.holes) - 1 - int(rng.integers(part.drilled))
+    part = Part(dice, domain, s)
+    chosen = [dice.pick(DEFECTS) for _ in range(min(3, dice.poisson(defects)))]
+    missing = len(part.holes) - 1 - dice.below(part.drilled)
     part.bore(missing if "missing_hole" in chosen else -1)
-    if rng.random() < 0.4:
+    if dice.chance() < 0.4:
         part.mark()
     for label in chosen:
         if label != "missing_hole":
