@@ -14,7 +14,7 @@ import zmq
 from common import topics
 from common.messages import Message
 
-_SEND_QUEUE = 256  # messages kept for a slow reader, then its newest are dropped
+QUEUE = 256  # messages kept for a slow reader at either end, then the newest are dropped
 _RECONNECT_MS = 100
 _decoders: dict[type[Message], msgspec.msgpack.Decoder[Message]] = {}
 
@@ -44,7 +44,7 @@ class Publisher:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
         self._socket = context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, _SEND_QUEUE)
+        self._socket.setsockopt(zmq.SNDHWM, QUEUE)
         self._socket.bind(endpoint)
 
     def publish(self, topic: str, message: Message) -> None:
@@ -65,8 +65,10 @@ class Subscriber:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Iterable[str],
         prefixes: Iterable[str],
+        queue: int = QUEUE,
     ) -> None:
         self.socket = context.socket(zmq.SUB)
+        self.socket.setsockopt(zmq.RCVHWM, queue)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         for prefix in prefixes:

@@ -39,6 +39,7 @@ class Camera(_Section, frozen=True):
     stale_after_s: Annotated[float, Meta(gt=0, le=3600)] = 1.0
     group: str = "main"
     seed: Annotated[int, Meta(ge=0)] = 1  # virtual: which scene
+    prerender: Annotated[int, Meta(ge=0, le=1000)] = 0  # virtual: repeat so many frames
 
 
 class Group(_Section, frozen=True):

@@ -15,7 +15,7 @@ from typing import Self
 
 import zmq
 
-from common import config
+from common import bus, config
 from common.bus import Publisher, Subscriber
 from common.errors import AlreadyRunningError, VigilError
 from common.messages import Beat, Event
@@ -66,9 +66,12 @@ class Service:
         self.stopping = True
         os.eventfd_write(self.wake_fd, 1)
 
-    def subscribe(self, names: list[str], prefixes: list[str]) -> Subscriber:
+    def subscribe(
+        self, names: list[str], prefixes: list[str], queue: int = bus.QUEUE
+    ) -> Subscriber:
         """Read topics that start with `prefixes` from the processes `names`."""
-        return Subscriber(self.context, [self.paths.endpoint(name) for name in names], prefixes)
+        endpoints = [self.paths.endpoint(name) for name in names]
+        return Subscriber(self.context, endpoints, prefixes, queue)
 
     def beat(
         self, state: ProcessState, *, wait: str = "", wait_s: float = 0.0, **detail: str

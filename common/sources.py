@@ -8,13 +8,13 @@ class SourceKind:
     name: str
     factory: str  # module:class, imported only by the capture process that uses it
     needs_path: bool
-    live: bool  # a live source goes on while the ring is full (overrun); others wait
+    live: bool  # goes on while the ring is full (overrun), unless at fps = "max"; others wait
 
 
 SOURCES = {
     kind.name: kind
     for kind in (
-        SourceKind("virtual", "services.capture.virtual:VirtualSource", False, False),
+        SourceKind("virtual", "services.capture.virtual:VirtualSource", False, True),
         SourceKind("video", "services.capture.video:VideoSource", True, False),
         SourceKind("folder", "services.capture.folder:FolderSource", True, False),
     )

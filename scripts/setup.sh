@@ -5,10 +5,10 @@ stamp=.venv/.installed-$extra
 want=$(cat pyproject.toml constraints.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
-        "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
+        "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
         python=
     done
-    [ -n "$python" ] || { echo "Vigil needs Python 3.11 or newer with venv; set PYTHON to one" >&2; exit 1; }
+    [ -n "$python" ] || { echo "Vigil needs Python 3.11 or newer with venv (Debian: python3-venv); set PYTHON to one" >&2; exit 1; }
     echo "Setting up .venv ($extra) with $("$python" --version) ..." >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \

@@ -1,0 +1,153 @@
+"""Capture: one process a camera. Pictures go straight into its ring; a message wakes readers."""
+
+import select
+import sys
+import time
+
+import numpy as np
+
+from common.bus import Subscriber
+from common.config import Camera
+from common.errors import ConfigError, RingFullError
+from common.frames import Ring, Shape, remove_drained
+from common.messages import Frame, Truth
+from common.processes import LANES, capture_name, lane_name
+from common.service import BEAT_S, Service, main
+from common.sources import SOURCES
+from common.states import CameraState, Policy, ProcessState, Severity
+from services.capture.source import Format, Picture, SizeChangedError, Stamp, make
+
+FULL_RING_TICK_S = 0.02  # decisions wake a waiting source; this is for a message that got lost
+
+
+class Capture:
+    def __init__(self, service: Service, name: str) -> None:
+        self._service = service
+        self._name = name
+        if name not in service.config.cameras:
+            raise ConfigError(f"{service.config.path}: has no [cameras.{name}]")
+        self._camera: Camera = service.config.cameras[name]
+        self._source = make(service.config, self._camera)
+        self._state = CameraState.CONNECTING
+        self._decisions: Subscriber | None = None
+        if self._camera.policy is Policy.EVERY:
+            lanes = [lane_name(self._camera.group, lane) for lane in LANES]
+            self._decisions = service.subscribe(lanes, [f"result/{name}"], queue=2)
+
+    def run(self) -> None:
+        self._beat()
+        format = self._source.open()
+        self._ring = self._make_ring(format.width, format.height)
+        period_ns = self._period_ns(format)
+        live = SOURCES[self._camera.source].live and self._camera.fps != "max"
+        overrun = np.empty((format.height, format.width, 3), np.uint8) if live else None
+        self._set_state(CameraState.STREAMING, f"{format.width}x{format.height}")
+        due = time.monotonic_ns()
+        while not self._service.stopping:
+            self._beat()
+            now = time.monotonic_ns()
+            if now < due:
+                self._sleep((due - now) / 1e9)
+                continue
+            try:
+                slot = self._ring.begin()
+            except RingFullError:
+                if overrun is None:
+                    self._wait_for_decision()
+                    continue
+                self._source.read(overrun)
+                self._ring.count_overrun()
+            else:
+                if not self._capture(slot):
+                    self._set_state(CameraState.ENDED, "nothing more to read")
+                    break
+            # Late by more than a period: go on from now, never in a burst.
+            due = max(due + period_ns, time.monotonic_ns() - period_ns)
+        while not self._service.stopping:
+            self._beat()
+            self._sleep(BEAT_S)
+
+    def _capture(self, slot: memoryview) -> bool:
+        """Fill the slot and hand it over; False at the end of the source."""
+        shape = self._ring.shape
+        picture: Picture = np.frombuffer(slot, np.uint8).reshape(shape.height, shape.width, 3)
+        changed = None
+        try:
+            stamp = self._source.read(picture)
+        except SizeChangedError as change:
+            changed = change.width, change.height
+        if changed:
+            del picture
+            slot.release()
+            self._ring.close()
+            self._ring = self._make_ring(*changed)
+            self._set_state(CameraState.STREAMING, f"{changed[0]}x{changed[1]}")
+            return True
+        if stamp is None:
+            return False
+        self._announce(stamp)
+        return True
+
+    def _wait_for_decision(self) -> None:
+        """The ring is full under `every`: files wait, until a message or the tick."""
+        assert self._decisions is not None
+        self._decisions.wait(FULL_RING_TICK_S)
+        for _ in self._decisions.drain():
+            pass
+
+    def _announce(self, stamp: Stamp) -> None:
+        ring, filled_ns = self._ring, time.monotonic_ns()
+        sequence = ring.publish(stamp.captured_ns, filled_ns)
+        message = Frame(ring.generation, sequence, stamp.captured_ns, filled_ns)
+        self._service.publish(f"frame/{self._name}", message)
+        self._service.progress += 1
+        if stamp.truth is not None:
+            truth = Truth(ring.generation, sequence, stamp.truth)
+            self._service.publish(f"truth/{self._name}", truth)
+
+    def _make_ring(self, width: int, height: int) -> Ring:
+        paths = self._service.paths
+        shape = Shape(width, height, 3, self._camera.slots, self._camera.policy)
+        ring = Ring.attach(paths.rings, paths.accounts, self._name, shape)
+        remove_drained(paths.rings, paths.accounts, self._name)
+        return ring
+
+    def _period_ns(self, format: Format) -> int:
+        fps = format.fps if self._camera.fps == "source" else self._camera.fps
+        if fps == "max":
+            return 0
+        if not isinstance(fps, float):
+            raise ConfigError(
+                f"cameras.{self._name}.fps: this {self._camera.source} has no rate of its own; "
+                'give a number of frames a second, or "max"'
+            )
+        return round(1e9 / fps)
+
+    def _set_state(self, state: CameraState, text: str) -> None:
+        self._state = state
+        self._service.event(
+            f"camera.{state}", Severity.INFO, f"{self._name}: {state}, {text}", camera=self._name
+        )
+
+    def _beat(self) -> None:
+        self._service.beat(ProcessState.RUNNING, camera=self._state)
+
+    def _sleep(self, seconds: float) -> None:
+        select.select([self._service.wake_fd], [], [], min(seconds, BEAT_S))
+
+    def close(self) -> None:
+        self._source.close()
+        if self._decisions:
+            self._decisions.close()
+
+
+def run(service: Service) -> None:
+    capture = Capture(service, sys.argv[1])
+    try:
+        capture.run()
+    finally:
+        capture.close()
+
+
+if __name__ == "__main__":
+    main(capture_name(sys.argv[1]), run)
