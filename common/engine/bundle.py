@@ -1,0 +1,205 @@
+"""Bundles: a folder of manifest.toml, model files and labels; or a bare .onnx or .tflite file.
+
+The manifest says only what the model files don't. `open_bundle` checks that every file is whole
+and of its type; whether model and manifest fit together shows when `Model.load` opens the runtime.
+"""
+
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from common.engine.facts import Facts, read_facts, read_labels
+from common.engine.preprocess import Colour, Resize
+from common.engine.runtimes import RUNTIMES
+from common.errors import ModelError
+
+MANIFEST = "manifest.toml"
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[int, Meta(gt=0)]
+Channels = float | Annotated[list[float], Meta(min_length=1, max_length=3)]
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model file and the runtime that runs it."""
+
+    runtime: str
+    file: str
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model wants to see. A value of its input is (pixel - mean) / scale."""
+
+    resize: Resize | None = None
+    pad: Annotated[int, Meta(ge=0, le=255)] = 114  # pixel value beside a letterboxed picture
+    colour: Colour | None = None
+    mean: Channels | None = None  # one value, or one a channel in the order of `colour`
+    scale: Channels | None = None  # divides: 255 brings pixels to 0..1
+    layout: Literal["nchw", "nhwc"] | None = None
+    size: tuple[Positive, Positive] | None = None  # height, width, where the model leaves it open
+
+
+class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the outputs are read."""
+
+    kind: Literal["classification", "ssd", "yolox", "yolov8"] | None = None
+    labels: str | None = None  # file beside the manifest
+    activation: Literal["none", "softmax", "sigmoid"] | None = None  # still to be applied
+    score: Share | None = None  # report nothing below; default 0.4, classification 0
+    iou: Share = 0.45  # overlap at which the weaker of two boxes of a class goes
+    max_items: Positive | None = None  # default 100, classification 5
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model has to reach to be accepted."""
+
+    accuracy: Share | None = None  # on the bundle's reference samples
+    agreement: Share | None = None  # with the live model, in shadow
+    latency_p99_ms: Annotated[float, Meta(gt=0)] | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """manifest.toml."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    version: str
+    release: Annotated[int, Meta(ge=0)]
+    variants: Annotated[list[Variant], Meta(min_length=1)]  # in order of preference
+    task: Literal["classification", "detection"] | None = None
+    input: Input = Input()
+    decoder: Decoder = Decoder()
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its files are whole and of the types their names say."""
+
+    path: Path  # the folder, or the bare file
+    manifest: Manifest
+    files: tuple[Path, ...]  # of the variants, in their order
+    facts: tuple[Facts, ...]
+    labels: tuple[str, ...] | None  # from the manifest's file; the model's own are in its facts
+    sha256: str  # over names and bytes of all files
+
+
+def open_bundle(path: Path, **overrides: Any) -> Bundle:
+    """Read and check a bundle.
+
+    Args:
+        path: a bundle folder, or a .onnx or .tflite file.
+        overrides: fields of `Input` and `Decoder` by name, put in place of the manifest's;
+            a `labels` file is looked for from the current folder. None is no override.
+
+    Raises:
+        ModelError: a file is missing, damaged or of another type, or the manifest is wrong.
+    """
+    folder = path.is_dir()
+    where = path / MANIFEST if folder else path
+    content = _read_toml(where) if folder else _implicit(path)
+    _convert(content, where)  # so that the tables are tables
+    labels = overrides.pop("labels", None)
+    for name, value in overrides.items():
+        if value is not None:
+            table = "input" if name in Input.__struct_fields__ else "decoder"
+            content.setdefault(table, {})[name] = value
+    manifest = _convert(content, where)
+    root = path if folder else path.parent
+    files = tuple(_inside(root, variant.file, where) for variant in manifest.variants)
+    for variant, file in zip(manifest.variants, files, strict=True):
+        _check_runtime(variant, file, where)
+    facts = tuple(read_facts(file) for file in files)
+    if labels is None and manifest.decoder.labels is not None:
+        labels = _inside(root, manifest.decoder.labels, where)
+    contents = [file for file in sorted(path.rglob("*")) if file.is_file()] if folder else [path]
+    return Bundle(
+        path,
+        manifest,
+        files,
+        facts,
+        None if labels is None else _labels(Path(labels)),
+        _digest(root, contents),
+    )
+
+
+def _implicit(path: Path) -> dict[str, Any]:
+    """The manifest of a bare file."""
+    runtimes = [name for name, row in RUNTIMES.items() if path.suffix == f".{row.format}"]
+    if not path.exists() or not runtimes:
+        read_facts(path)  # says what is wrong
+    variants = [{"runtime": runtime, "file": path.name} for runtime in runtimes]
+    return {"name": path.stem, "version": "", "release": 0, "variants": variants}
+
+
+def _read_toml(where: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(where.read_text())
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{where.parent}: has no {MANIFEST}; expected a bundle folder, "
+            "or a .onnx or .tflite file"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"{where}: can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{where}: is no TOML: {error}") from error
+
+
+def _convert(content: dict[str, Any], where: Path) -> Manifest:
+    try:
+        return msgspec.convert(content, Manifest)
+    except msgspec.ValidationError as error:
+        # "Expected `int`, got `str` - at `$.input.pad`"
+        what, _, place = str(error).partition(" - at `$")
+        value: Any = content
+        for key in re.findall(r"\w+", place):
+            value = value[int(key) if key.isdigit() else key]
+        key = place.strip("`.") or "the whole"
+        shown = "" if isinstance(value, dict | list) else f" = {value!r}"
+        raise ModelError(f"{where}: {key}{shown}: {what}") from error
+
+
+def _inside(root: Path, name: str, where: Path) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ModelError(f"{where}: file {name!r} lies outside the bundle; expected one inside")
+    return root / name
+
+
+def _check_runtime(variant: Variant, file: Path, where: Path) -> None:
+    row = RUNTIMES.get(variant.runtime)
+    if row is None:
+        known = ", ".join(RUNTIMES)
+        raise ModelError(
+            f"{where}: variants.runtime = {variant.runtime!r}: expected one of {known}"
+        )
+    if file.suffix != f".{row.format}":
+        raise ModelError(
+            f"{where}: runtime {variant.runtime} reads .{row.format} files, not {file.name!r}"
+        )
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    try:
+        return read_labels(path.read_text(encoding="utf-8-sig"), str(path))
+    except OSError as error:
+        raise ModelError(f"{path}: labels can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: labels are no UTF-8 text: {error}") from error
+
+
+def _digest(root: Path, files: list[Path]) -> str:
+    """sha256 over name, size and bytes of each file, by name."""
+    digest = hashlib.sha256()
+    for path in files:
+        name = path.relative_to(root).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

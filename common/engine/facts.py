@@ -1,0 +1,351 @@
+"""What a model file says of itself, read without loading a runtime, and whether it is whole.
+
+TFLite is a FlatBuffer (`TFL3` at byte 4), described by tensorflow's `schema.fbs`; its metadata by
+tflite-support's `metadata_schema.fbs`, with label files in a ZIP appended to the file. ONNX is a
+Protocol Buffer, described by `onnx.proto`. Only the few fields needed are read, by the two small
+readers at the end of this file; field numbers are those of the schemas.
+"""
+
+import ast
+import mmap
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.engine.preprocess import Colour, Resize
+from common.errors import ModelError
+
+EDGETPU_OPERATOR = "edgetpu-custom-op"
+SSD_OPERATOR = "TFLite_Detection_PostProcess"
+SSD_ROLES = ("boxes", "classes", "scores", "count")  # the order of that operator's outputs
+UNUSED_LABELS = frozenset({"???", "n/a"})
+
+_FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
+_NAMES = {"tflite": "a TFLite model", "onnx": "an ONNX model"}
+
+
+@dataclass
+class Facts:
+    """What the file itself settles; None where it says nothing."""
+
+    format: str  # "tflite" or "onnx"
+    labels: tuple[str, ...] | None = None
+    decoder: str | None = None
+    activation: str | None = None  # what turns the last tensor into scores: "none" if they are
+    colour: Colour | None = None
+    resize: Resize | None = None
+    mean: list[float] | None = None
+    scale: list[float] | None = None
+    size: tuple[int, int] | None = None  # height, width
+    custom_operators: tuple[str, ...] = ()
+    roles: dict[str, str] = field(default_factory=dict)  # output tensor -> boxes, classes, ...
+
+
+def read_facts(path: Path) -> Facts:
+    """Check that `path` is a whole model of the type its name says, and read what it tells.
+
+    Raises:
+        ModelError: the file is missing, empty, damaged or of another type.
+    """
+    kind = _FORMATS.get(path.suffix)
+    if kind is None:
+        raise ModelError(f"{path}: expected a file named .onnx or .tflite, or a bundle folder")
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise ModelError(f"{path}: is empty; expected {_NAMES[kind]}")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = _identify(data)
+            if found not in (kind, _NAMES[kind]):
+                raise ModelError(f"{path}: is {_NAMES.get(found, found)}, not {_NAMES[kind]}")
+            try:
+                return _tflite(data, path) if kind == "tflite" else _onnx(data, path)
+            except (struct.error, IndexError, UnicodeDecodeError) as error:
+                raise ModelError(
+                    f"{path}: is cut short or damaged ({size} bytes, {error}); "
+                    f"expected a whole {_NAMES[kind][2:].strip()}"
+                ) from error
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+    except zipfile.BadZipFile as error:
+        raise ModelError(f"{path}: the label files packed into it are damaged: {error}") from error
+
+
+def read_labels(text: str, where: str) -> tuple[str, ...]:
+    """Labels by class index. Either a plain line a class, or `INDEX NAME` on every line.
+
+    Raises:
+        ModelError: no label, or indices that are used twice.
+    """
+    lines = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise ModelError(f"{where}: has no labels; expected one a line")
+    indexed = [re.fullmatch(r"(\d+)\s*[:\s]\s*(\S.*)", line) for line in lines]
+    if not all(indexed):
+        return tuple(lines)
+    names: dict[int, str] = {}
+    for match in indexed:
+        if match is not None:
+            index = int(match[1])
+            if index in names or index > 1_000_000:
+                raise ModelError(f"{where}: class index {index} is used twice or out of range")
+            names[index] = match[2]
+    return tuple(names.get(index, "???") for index in range(max(names) + 1))
+
+
+def _identify(data: mmap.mmap) -> str:
+    """The type of a file by its first bytes; `onnx` (which has no mark) where none is known."""
+    head = data[:512]
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head[4:8] == b"TFL3":
+        return "tflite"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (a download that failed?)"
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer (run `git lfs pull` where it came from)"
+    for mark, name in (
+        (b"<?xml", "an XML file (an OpenVINO model?)"),
+        (b"PK\x03\x04", "a ZIP file (a PyTorch or Keras model?)"),
+        (b"\x89HDF", "an HDF5 file (a Keras model?)"),
+        (b"\x1f\x8b", "a gzip file"),
+        (b"{", "a JSON file"),
+    ):
+        if head.startswith(mark):
+            return name
+    if head[:1] == b"\x08" and len(head) > 2:  # field 1, ir_version, a varint: always written first
+        return "onnx"
+    if set(head) <= set(range(32, 127)) | {9, 10, 13}:
+        return "a text file"
+    return "of an unknown type"
+
+
+# --- TFLite ------------------------------------------------------------------------------------
+
+_SOFTMAX, _LOGISTIC = 25, 14
+_PASS_THROUGH = {22, 43, 6, 114}  # RESHAPE, SQUEEZE, DEQUANTIZE, QUANTIZE: scores stay scores
+
+
+def _tflite(data: mmap.mmap, path: Path) -> Facts:
+    model = _Table.root(data)
+    for buffer in model.tables(4):  # a cut file most often lacks weights
+        start, count = buffer.span(0)
+        if start + count > len(data):
+            raise IndexError(f"weights reach to byte {start + count}")
+    codes = [
+        (max(code.number(0, "b"), code.number(3, "i")), code.text(1)) for code in model.tables(1)
+    ]
+    graph = model.tables(2)[0]
+    tensors, outputs = graph.tables(0), graph.numbers(2, "i")
+    facts = Facts("tflite", custom_operators=tuple(sorted({name for _, name in codes if name})))
+    producers: dict[int, tuple[int, str, list[int], list[int]]] = {}
+    for operator in graph.tables(3):
+        code, custom = codes[operator.number(0, "I")]
+        made = operator.numbers(2, "i")
+        for tensor in made:
+            producers[tensor] = (code, custom, operator.numbers(1, "i"), made)
+        if custom == SSD_OPERATOR and set(made) <= set(outputs):
+            facts.decoder = "ssd"
+            facts.roles = {
+                tensors[t].text(3): role for t, role in zip(made, SSD_ROLES, strict=False)
+            }
+    if len(outputs) == 1:
+        last = producers.get(outputs[0])
+        while last is not None and last[0] in _PASS_THROUGH:
+            last = producers.get(last[2][0])
+        if last is not None and last[0] in (_SOFTMAX, _LOGISTIC):
+            facts.activation = "none"
+    for entry in model.tables(6):
+        if entry.text(0) == "TFLITE_METADATA":
+            start, count = model.tables(4)[entry.number(1, "I")].span(0)
+            _tflite_metadata(data[start : start + count], facts)
+    facts.labels = _packed_labels(path)
+    return facts
+
+
+def _tflite_metadata(data: bytes, facts: Facts) -> None:
+    """Normalisation, colour and roles from a TFLITE_METADATA buffer (FlatBuffer, `M001`)."""
+    for graph in _Table.root(data).tables(3):
+        inputs, outputs = graph.tables(2), graph.tables(3)
+        for tensor in inputs[:1]:
+            content = tensor.table(3)
+            if content is not None and content.number(0, "B") == 2:  # ImageProperties
+                image = content.table(1)
+                space = image.number(0, "b") if image is not None else 0
+                facts.colour = "rgb" if space == 1 else "grey" if space == 2 else None
+                # The Task Library, whose format this is, resizes the whole picture.
+                facts.resize = "stretch"
+            for unit in tensor.tables(4):
+                options = unit.table(1)
+                if unit.number(0, "B") == 1 and options is not None:  # NormalizationOptions
+                    facts.mean, facts.scale = options.floats(0), options.floats(1)
+        if len(outputs) == 1 and facts.decoder is None:
+            kinds = [file.number(2, "b") for file in outputs[0].tables(6)]
+            if 2 in kinds:  # TENSOR_AXIS_LABELS: a label for each element, so: classes
+                facts.decoder = "classification"
+
+
+def _packed_labels(path: Path) -> tuple[str, ...] | None:
+    """Labels of the one text file in the ZIP appended to `path`, if there is just one."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as packed:
+        names = [info for info in packed.infolist() if info.filename.endswith(".txt")]
+        if len(names) != 1 or names[0].file_size > 10_000_000:
+            return None
+        return read_labels(packed.read(names[0]).decode(), f"{path}:{names[0].filename}")
+
+
+# --- ONNX --------------------------------------------------------------------------------------
+
+_ONNX_PASS_THROUGH = {
+    b"DequantizeLinear", b"QuantizeLinear", b"Reshape", b"Squeeze", b"Flatten", b"Identity",
+}  # fmt: skip
+
+
+def _onnx(data: mmap.mmap, path: Path) -> Facts:
+    facts, properties = Facts("onnx"), dict[str, str]()
+    graph: tuple[int, int] | None = None
+    for number, start, end in _fields(data, 0, len(data)):
+        if number == 7:
+            graph = start, end
+        elif number == 14:  # metadata_props
+            pair = {key: data[a:b].decode() for key, a, b in _fields(data, start, end)}
+            properties[pair.get(1, "")] = pair.get(2, "")
+    if graph is None:
+        raise ModelError(f"{path}: has no graph; expected an ONNX model")
+    if _softmax_last(data, *graph):
+        facts.activation = "none"
+    if {"names", "stride", "imgsz"} <= properties.keys():
+        _ultralytics(properties, facts, path)
+    return facts
+
+
+def _softmax_last(data: mmap.mmap, start: int, end: int) -> bool:
+    """Whether the graph's one output comes from a Softmax or Sigmoid."""
+    outputs, producers = list[bytes](), dict[bytes, tuple[bytes, bytes]]()
+    for number, a, b in _fields(data, start, end):
+        if number == 12:  # output: ValueInfoProto, its name is field 1
+            outputs += [data[c:d] for key, c, d in _fields(data, a, b) if key == 1]
+        elif number == 1:  # node: inputs are field 1, outputs 2, op_type 4
+            parts = [(key, data[c:d]) for key, c, d in _fields(data, a, b) if key in (1, 2, 4)]
+            kind = b"".join(text for key, text in parts if key == 4)
+            source = next((text for key, text in parts if key == 1), b"")
+            producers |= {text: (kind, source) for key, text in parts if key == 2}
+    last = producers.get(outputs[0]) if len(outputs) == 1 else None
+    while last is not None and last[0] in _ONNX_PASS_THROUGH:
+        last = producers.get(last[1])
+    return last is not None and last[0] in (b"Softmax", b"Sigmoid")
+
+
+def _ultralytics(properties: dict[str, str], facts: Facts, path: Path) -> None:
+    """The metadata_props that Ultralytics' exporter writes: Python literals as text."""
+    try:
+        names, size = (ast.literal_eval(properties[key]) for key in ("names", "imgsz"))
+        facts.labels = tuple(str(names[index]) for index in range(len(names)))
+        height, width = size
+        facts.size = int(height), int(width)
+    except (ValueError, SyntaxError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path}: its metadata `names` or `imgsz` can't be read ({error}); expected "
+            "{0: 'first', 1: 'second', ...} and [height, width]"
+        ) from error
+    if properties.get("task") == "detect":
+        facts.decoder, facts.resize, facts.colour = "yolov8", "letterbox", "rgb"
+        facts.mean, facts.scale = [0.0], [255.0]
+
+
+# --- readers -----------------------------------------------------------------------------------
+
+
+class _Table:
+    """A FlatBuffer table at `position`. Offsets outside the data raise struct.error."""
+
+    def __init__(self, data: mmap.mmap | bytes, position: int) -> None:
+        self._data, self._position = data, position
+        self._vtable = position - self._read("i", position)
+        self._length = self._read("H", self._vtable)
+
+    @staticmethod
+    def root(data: mmap.mmap | bytes) -> "_Table":
+        return _Table(data, struct.unpack_from("<I", data, 0)[0])
+
+    def _read(self, kind: str, position: int) -> int:
+        if position < 0:
+            raise struct.error("offset before the start")
+        return int(struct.unpack_from("<" + kind, self._data, position)[0])
+
+    def _at(self, index: int) -> int:
+        """Position of a field, 0 where the table lacks it."""
+        entry = 4 + 2 * index
+        offset = self._read("H", self._vtable + entry) if entry < self._length else 0
+        return self._position + offset if offset else 0
+
+    def _target(self, index: int) -> int:
+        at = self._at(index)
+        return at + self._read("I", at) if at else 0
+
+    def number(self, index: int, kind: str) -> int:
+        at = self._at(index)
+        return self._read(kind, at) if at else 0
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Start and length of a vector of bytes."""
+        at = self._target(index)
+        return (at + 4, self._read("I", at)) if at else (0, 0)
+
+    def text(self, index: int) -> str:
+        start, count = self.span(index)
+        return self._data[start : start + count].decode()
+
+    def numbers(self, index: int, kind: str) -> list[int]:
+        start, count = self.span(index)
+        return list(struct.unpack_from(f"<{count}{kind}", self._data, start)) if count else []
+
+    def floats(self, index: int) -> list[float]:
+        start, count = self.span(index)
+        return list(struct.unpack_from(f"<{count}f", self._data, start)) if count else []
+
+    def table(self, index: int) -> "_Table | None":
+        at = self._target(index)
+        return _Table(self._data, at) if at else None
+
+    def tables(self, index: int) -> "list[_Table]":
+        start, count = self.span(index)
+        places = range(start, start + 4 * count, 4)
+        return [_Table(self._data, place + self._read("I", place)) for place in places]
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Field number, start and end of the content of each field of a Protocol Buffer message."""
+    while start < end:
+        key, start = _varint(data, start)
+        kind = key & 7
+        if kind == 0:
+            content, (_, start) = start, _varint(data, start)
+        elif kind == 2:
+            size, content = _varint(data, start)
+            start = content + size
+        elif kind in (1, 5):
+            content, start = start, start + (8 if kind == 1 else 4)
+        else:
+            raise IndexError(f"byte {start} is no Protocol Buffer field")
+        if start > end:
+            raise IndexError(f"a field reaches to byte {start} of {end}")
+        yield key >> 3, content, start
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise IndexError(f"byte {at} is no number")

@@ -1,0 +1,81 @@
+"""Runtimes: a row each. The module is imported only when its runtime is chosen.
+
+To add one: a module with `load(path, threads, spinning) -> Runtime`, and a row here.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.engine.preprocess import Tensor
+from common.errors import ModelError
+
+BUFFERS = 2  # one is prepared while the other is inferred
+Array = NDArray[np.generic]
+
+
+class CannotRunError(ModelError):
+    """This runtime is not installed, or can't run this file: another variant may do."""
+
+
+class Runtime(Protocol):
+    """A loaded model. `infer` may run on one thread while another fills the other buffer."""
+
+    name: str  # as results tell it: name and version
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+
+    def allocate(self, shape: tuple[int, ...]) -> tuple[Array, ...]:
+        """Settle the input's shape; the `BUFFERS` arrays, zeroed, that `infer` reads from.
+        `outputs` then has the shapes that outputs really get.
+
+        Raises:
+            CannotRunError: the model can't be run at that shape.
+        """
+
+    def infer(self, buffer: int) -> Sequence[Array]:
+        """Run; the outputs stay valid until the same buffer is inferred again.
+
+        Raises:
+            EngineError: the runtime failed.
+        """
+
+    def close(self) -> None: ...
+
+
+class _Module(Protocol):
+    def load(self, path: Path, threads: int, spinning: bool) -> Runtime: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    module: str
+    format: str  # of the files it reads, as in `facts`
+
+
+RUNTIMES = {
+    "litert": Row("common.engine.runtimes.litert", "tflite"),
+    "onnxruntime": Row("common.engine.runtimes.ort", "onnx"),
+}
+
+
+def load(runtime: str, path: Path, *, threads: int, spinning: bool) -> Runtime:
+    """Import a runtime and load a checked file into it.
+
+    Raises:
+        CannotRunError: the runtime is not installed, or the file has operators it lacks.
+        ModelError: the runtime can't make sense of the file.
+    """
+    try:
+        module = cast(_Module, importlib.import_module(RUNTIMES[runtime].module))
+    except ImportError as error:
+        raise CannotRunError(
+            f"{path.name}: runtime {runtime} is not installed ({error}); "
+            f"install the extra `{RUNTIMES[runtime].format.replace('tflite', 'litert')}`"
+        ) from error
+    return module.load(path, threads, spinning)

@@ -1,0 +1,134 @@
+"""ONNX Runtime on the CPU.
+
+Inputs and outputs are bound once: the session reads the prepared buffer and writes the results
+where they lie, nothing is copied.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state
+
+from common.engine.preprocess import Tensor
+from common.engine.runtimes import BUFFERS, Array, CannotRunError
+from common.errors import EngineError, ModelError
+
+_DTYPES = {
+    "float": np.float32, "float16": np.float16, "double": np.float64, "bool": np.bool_,
+    "uint8": np.uint8, "int8": np.int8, "int32": np.int32, "int64": np.int64,
+}  # fmt: skip
+# Its exceptions have no base of their own but Exception.
+_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(
+        value
+        for value in vars(onnxruntime_pybind11_state).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ),
+)
+
+
+class OnnxRuntime:
+    """See `common.engine.runtimes.Runtime`."""
+
+    def __init__(self, path: Path, threads: int, spinning: bool) -> None:
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        self._path = path
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors reach us as exceptions
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except _ERRORS as error:
+            raise CannotRunError(f"{path}: ONNX Runtime can't load it: {_plain(error)}") from error
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            names = ", ".join(entry.name for entry in inputs)
+            raise ModelError(f"{path}: has {len(inputs)} inputs ({names}); expected one")
+        self.input = _tensor(inputs[0])
+        self.outputs = tuple(_tensor(entry) for entry in self._session.get_outputs())
+
+    def allocate(self, shape: tuple[int, ...]) -> tuple[Array, ...]:
+        buffers = tuple(np.zeros(shape, self.input.dtype) for _ in range(BUFFERS))
+        try:
+            first = self._session.run(None, {self.input.name: buffers[0]})
+        except _ERRORS as error:
+            raise CannotRunError(
+                f"{self._path}: ONNX Runtime can't run it: {_plain(error)}"
+            ) from error
+        # A size left open beyond the batch may depend on the picture: its output stays unbound.
+        fixed = [min(output.shape[1:], default=1) >= 0 for output in self.outputs]
+        self.outputs = tuple(
+            Tensor(output.name, values.shape if known else output.shape, values.dtype)
+            for output, values, known in zip(self.outputs, first, fixed, strict=True)
+        )
+        self._buffers = buffers
+        self._results: list[list[Array | None]] = []
+        self._bindings = []
+        for values in buffers:
+            binding = self._session.io_binding()
+            binding.bind_input(
+                self.input.name, "cpu", 0, values.dtype, values.shape, values.ctypes.data
+            )
+            results: list[Array | None] = []
+            for output, known in zip(self.outputs, fixed, strict=True):
+                if known:
+                    result = np.zeros(output.shape, output.dtype)
+                    binding.bind_output(
+                        output.name, "cpu", 0, result.dtype, result.shape, result.ctypes.data
+                    )
+                    results.append(result)
+                else:
+                    binding.bind_output(output.name, "cpu")
+                    results.append(None)
+            self._results.append(results)
+            self._bindings.append(binding)
+        return buffers
+
+    def infer(self, buffer: int) -> Sequence[Array]:
+        binding = self._bindings[buffer]
+        try:
+            self._session.run_with_iobinding(binding)
+            results = self._results[buffer]
+            if any(result is None for result in results):
+                made = binding.get_outputs()
+                return [
+                    made[place].numpy() if result is None else result
+                    for place, result in enumerate(results)
+                ]
+        except _ERRORS as error:
+            raise EngineError(f"{self._path}: ONNX Runtime failed: {_plain(error)}") from error
+        return [result for result in results if result is not None]
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._session = None
+
+
+def load(path: Path, threads: int, spinning: bool) -> OnnxRuntime:
+    return OnnxRuntime(path, threads, spinning)
+
+
+def _tensor(entry: Any) -> Tensor:
+    dtype = _DTYPES.get(entry.type.removeprefix("tensor(").removesuffix(")"))
+    if dtype is None:
+        raise ModelError(f"tensor {entry.name} is a {entry.type}; expected numbers")
+    shape = tuple(size if isinstance(size, int) else -1 for size in entry.shape)
+    return Tensor(entry.name, shape, np.dtype(dtype))
+
+
+def _plain(error: Exception) -> str:
+    """The message without ONNX Runtime's codes, source paths and repetition of the file."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
+    text = re.sub(r"^Load model from .* failed: ?", "", text)
+    text = re.sub(r"^/\S+:\d+ .*?\) ", "", text)
+    return text.splitlines()[0] if text else type(error).__name__
