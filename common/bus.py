@@ -125,7 +125,9 @@ class Stream:
 
     def on_time(self, now_ns: int) -> bool:
         """Whether the rate seen is at least 0.8 of the one expected."""
-        return self.rate is None or self.rate_seen(now_ns)[0] >= 0.8 * self.rate
+        if self.rate is None:
+            return True
+        return self.rate_seen(now_ns, max(2.0, 3.0 / self.rate))[0] >= 0.8 * self.rate
 
 
 _encoder = msgspec.msgpack.Encoder()

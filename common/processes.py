@@ -6,6 +6,7 @@ capture a camera, a lane or two a group) are rendered into the run folder, which
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.config import Config
 from common.paths import PROJECT, Paths
@@ -67,8 +68,8 @@ def capture_name(camera: str) -> str:
 
 
 def render(config: Config, paths: Paths) -> str:
-    """The supervisord programs that depend on vigil.toml."""
-    return "\n".join(
+    """The supervisord programs that depend on vigil.toml, which the first line names."""
+    programs = (
         _PROGRAM.format(
             name=process.name,
             python=sys.executable,
@@ -82,8 +83,19 @@ def render(config: Config, paths: Paths) -> str:
         for process in processes(config)
         if process.kind.per != "device"
     )
+    return "\n".join((f"{_RENDERED_FROM}{config.path}", *programs))
 
 
+def rendered_from(paths: Paths) -> Path | None:
+    """The vigil.toml of the programs in the run folder; None where there are none."""
+    try:
+        first = (paths.programs / "vigil.conf").read_text().partition("\n")[0]
+    except (FileNotFoundError, PermissionError):
+        return None
+    return Path(first.removeprefix(_RENDERED_FROM)) if first.startswith(_RENDERED_FROM) else None
+
+
+_RENDERED_FROM = "; from "
 _PROGRAM = """\
 [program:{name}]
 command={python} -m {module} {arguments}
