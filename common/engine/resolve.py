@@ -68,7 +68,7 @@ def _layout(given: Input, tensor: Tensor, where: str) -> tuple[Literal["nchw", "
         if first == last:
             raise ModelError(
                 f"{where}: input {tensor} doesn't show where its channels are; give `layout` in "
-                "[input]: nchw or nhwc"
+                "[input], or --layout: nchw or nhwc"
             )
         layout = "nchw" if first else "nhwc"
     channels = shape[1] if layout == "nchw" else shape[3]

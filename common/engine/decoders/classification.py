@@ -37,7 +37,7 @@ def build(outputs: Sequence[Tensor], settings: Settings) -> Decode:
         return [
             Item(settings.label(index), min(max(score, 0.0), 1.0), index)
             for score, index in zip(best.tolist(), order.tolist(), strict=True)
-            if score >= settings.score
+            if score >= settings.score and score > 0
         ]
 
     return decode
