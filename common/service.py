@@ -111,8 +111,8 @@ def main(name: str, body: Callable[[Service], None]) -> None:
     except VigilError as error:
         log.error(str(error), extra={"fields": {"code": type(error).__name__}})
         sys.exit(1)
-    except Exception:
-        log.exception("a fault in the code")
+    except Exception as error:  # the top-level handler: the supervisor restarts, the log says why
+        log.exception(f"a fault in the code: {type(error).__name__}: {error}")
         sys.exit(70)
 
 

@@ -173,6 +173,14 @@ class Runner:
             return ring.account()
 
 
+def _remove(run: Path) -> None:
+    """Leave nothing in shared memory; a run folder that is a mount of its own stays, empty."""
+    for entry in run.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if not run.is_mount():
+        run.rmdir()
+
+
 def _end_with_parent() -> None:
     """In the child: were this process killed, supervisord would stop everything in good order."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -199,7 +207,7 @@ def main() -> int:
         return 1
     finally:
         if held is not None:
-            shutil.rmtree(paths.run)
+            _remove(paths.run)
             os.close(held)
 
 

@@ -14,7 +14,7 @@ from common.engine.decoders import Decode, Settings
 from common.engine.facts import Facts
 from common.engine.preprocess import Geometry, InputSpec, Picture, Preprocessor
 from common.engine.resolve import resolve
-from common.engine.runtimes import CannotRunError, Runtime
+from common.engine.runtimes import CannotRunError, Options, Runtime
 from common.errors import ModelError
 from common.messages import Item
 
@@ -46,16 +46,13 @@ class Model:
     def load(
         cls,
         bundle: Bundle,
-        *,
-        threads: int = 1,
-        spinning: bool = False,
+        options: Options | None = None,
         runtime: str | None = None,
     ) -> "Model":
         """Load the first variant that runs here.
 
         Args:
-            threads: of the runtime.
-            spinning: threads burn CPU between runs instead of sleeping (ONNX Runtime).
+            options: how the runtime may use the machine.
             runtime: consider this runtime's variants only.
 
         Raises:
@@ -69,7 +66,7 @@ class Model:
             if runtime not in (None, variant.runtime):
                 continue
             try:
-                engine = runtimes.load(variant.runtime, path, threads=threads, spinning=spinning)
+                engine = runtimes.load(variant.runtime, path, options or Options())
                 return cls._assemble(bundle, path, facts, engine, "; ".join(reasons))
             except CannotRunError as error:
                 reasons.append(str(error))

@@ -20,7 +20,7 @@ from common.engine.bundle import open_bundle
 from common.engine.decoders import DECODERS
 from common.engine.model import Model
 from common.engine.preprocess import Colour, Resize
-from common.engine.runtimes import RUNTIMES
+from common.engine.runtimes import RUNTIMES, Options
 from common.errors import SourceError, StorageError
 from services.cli.draw import draw
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(
         args.model, labels=args.labels, **{key: getattr(args, key) for key in flags}
     )
-    model = Model.load(bundle, threads=args.threads, runtime=args.runtime)
+    model = Model.load(bundle, Options(threads=args.threads), args.runtime)
     model.warm_up()
     try:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import zmq
 from common import bus
 from common.engine.bundle import open_bundle
 from common.engine.model import Model
+from common.engine.runtimes import Options
 from common.errors import ConfigError, EngineError
 from common.frames import RESULT_BYTES
 from common.messages import Item, Result, Stages
@@ -189,13 +190,8 @@ def run(service: Service) -> None:
     settings = service.config.groups[group]
     service.beat(ProcessState.LOADING, wait="model load", wait_s=LOAD_LIMIT_S)
     bundle = open_bundle(service.config.resolve(settings.model), score=settings.score)
-    model = Model.load(
-        bundle,
-        runtime=settings.runtime,
-        threads=settings.threads,
-        spinning=settings.spinning,
-        memory_arena=settings.memory_arena,
-    )
+    options = Options(settings.threads, settings.spinning, settings.memory_arena)
+    model = Model.load(bundle, options, settings.runtime)
     model.warm_up()
     service.event(
         "model.loaded",

@@ -1,6 +1,6 @@
 """Runtimes: a row each. The module is imported only when its runtime is chosen.
 
-To add one: a module with `load(path, threads, spinning) -> Runtime`, and a row here.
+To add one: a module with `load(path, options) -> Runtime`, and a row here.
 """
 
 import importlib
@@ -49,7 +49,16 @@ class Runtime(Protocol):
 
 
 class _Module(Protocol):
-    def load(self, path: Path, threads: int, spinning: bool) -> Runtime: ...
+    def load(self, path: Path, options: "Options") -> Runtime: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a runtime may use the machine."""
+
+    threads: int = 1
+    spinning: bool = False  # threads burn CPU between runs instead of sleeping (ONNX Runtime)
+    memory_arena: bool = False  # keep the memory of the largest run for the next (ONNX Runtime)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ RUNTIMES = {
 }
 
 
-def load(runtime: str, path: Path, *, threads: int, spinning: bool) -> Runtime:
+def load(runtime: str, path: Path, options: Options) -> Runtime:
     """Import a runtime and load a checked file into it.
 
     Raises:
@@ -78,4 +87,4 @@ def load(runtime: str, path: Path, *, threads: int, spinning: bool) -> Runtime:
             f"{path.name}: runtime {runtime} is not installed ({error}); "
             f"install the extra `{RUNTIMES[runtime].format.replace('tflite', 'litert')}`"
         ) from error
-    return module.load(path, threads, spinning)
+    return module.load(path, options)

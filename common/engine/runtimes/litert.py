@@ -14,7 +14,7 @@ import numpy as np
 
 from common.engine.facts import EDGETPU_OPERATOR, read_facts
 from common.engine.preprocess import Tensor
-from common.engine.runtimes import BUFFERS, Array, CannotRunError
+from common.engine.runtimes import BUFFERS, Array, CannotRunError, Options
 from common.errors import EngineError, ModelError
 
 try:
@@ -87,14 +87,14 @@ class LiteRt:
         self._interpreter = None
 
 
-def load(path: Path, threads: int, spinning: bool) -> LiteRt:
-    """`spinning` has no meaning here: XNNPACK's threads sleep between runs."""
+def load(path: Path, options: Options) -> LiteRt:
+    """Only `threads` has a meaning here: XNNPACK's sleep between runs and keep their memory."""
     if EDGETPU_OPERATOR in read_facts(path).custom_operators:
         raise CannotRunError(
             f"{path}: is compiled for an Edge TPU (operator {EDGETPU_OPERATOR}) and can't run on "
             "a CPU; use the model it was compiled from (usually the name without _edgetpu)"
         )
-    return LiteRt(path, threads)
+    return LiteRt(path, options.threads)
 
 
 def _tensor(details: dict[str, Any], signature: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from common.engine.preprocess import Tensor
-from common.engine.runtimes import BUFFERS, Array, CannotRunError
+from common.engine.runtimes import BUFFERS, Array, CannotRunError, Options
 from common.errors import EngineError, ModelError
 
 _DTYPES = {
@@ -36,14 +36,17 @@ _ERRORS: tuple[type[Exception], ...] = (
 class OnnxRuntime:
     """See `common.engine.runtimes.Runtime`."""
 
-    def __init__(self, path: Path, threads: int, spinning: bool) -> None:
+    def __init__(self, path: Path, wanted: Options) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors reach us as exceptions
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = wanted.threads
+        options.enable_cpu_mem_arena = wanted.memory_arena
         options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", str(int(wanted.spinning))
+        )
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -114,8 +117,8 @@ class OnnxRuntime:
         self._session = None
 
 
-def load(path: Path, threads: int, spinning: bool) -> OnnxRuntime:
-    return OnnxRuntime(path, threads, spinning)
+def load(path: Path, options: Options) -> OnnxRuntime:
+    return OnnxRuntime(path, options)
 
 
 def _tensor(entry: Any) -> Tensor:
