@@ -27,6 +27,10 @@ class Dice:
     def pick(self, options: Sequence[T]) -> T:
         return options[self.below(len(options))]
 
+    def some(self, options: Sequence[T], count: int) -> list[T]:
+        """`count` of the options, none twice."""
+        return self._random.sample(options, count)
+
     def poisson(self, mean: float) -> int:
         """Knuth's method: how many uniform numbers multiply to more than exp(-mean), less one."""
         count, product = 0, self.chance()

@@ -85,7 +85,7 @@ class Part:
         if len(places) == 0:
             return None
         y, x = divmod(int(places[self.dice.below(len(places))]), self.size)
-        cv2.circle(self.room, (x, y), int(clear + 4 * self.s), 0, -1)
+        cv2.circle(self.room, (x, y), int(clear + 6 * self.s), 0, -1)
         return float(x), float(y)
 
     def darken(self, mask: Field, amount: float) -> None:
@@ -119,7 +119,7 @@ class Part:
         middle = (middle.min(0) + middle.max(0)) / 2
         drawn = [(points - middle) * np.float32(s) for points in drawn]
         reach = max(float(np.hypot(*points.T).max()) for points in drawn)
-        at = self.place((0.4 if label == "scratch" else 0.75) * reach)
+        at = self.place((0.5 if label == "scratch" else 0.75) * reach)
         if at is None:
             return
         if label == "scratch":
@@ -173,9 +173,9 @@ class Part:
 def make_sprite(
     dice: Dice, domain: Domain, s: float, focus: float, turn: float, defects: float
 ) -> Sprite:
-    """A part of random shape, pose, surface and defects (`defects`: their mean number)."""
+    """A part of random shape, pose, surface and unlike defects (`defects`: their mean number)."""
     part = Part(dice, domain, s)
-    chosen = [dice.pick(DEFECTS) for _ in range(min(3, dice.poisson(defects)))]
+    chosen = dice.some(DEFECTS, min(3, dice.poisson(defects)))
     missing = len(part.holes) - 1 - dice.below(part.drilled)
     part.bore(missing if "missing_hole" in chosen else -1)
     if dice.chance() < 0.4:

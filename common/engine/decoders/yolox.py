@@ -14,7 +14,7 @@ from common.engine.decoders.boxes import corners, grid, suppress, to_items
 from common.engine.preprocess import Geometry, Tensor
 from common.messages import Item
 
-_STRIDES = ((8, 16, 32), (8, 16, 32, 64))
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (8, 16))
 _EXPECTED = "one [1, N, 5 + C], or [1, N, 4], [1, N, 1] and [1, N, C]"
 _NAMES = (("reg", "box"), ("obj",), ("cls", "class"))
 
