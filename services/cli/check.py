@@ -1,0 +1,137 @@
+"""Check vigil.toml before anything starts: each camera's source is opened, each group's model is
+loaded and run, and the room for the frame rings is measured. A line for each thing."""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from common import config as configs
+from common.config import Camera, Config
+from common.errors import ConfigError, RingError, VigilError
+from common.frames import Shape
+from common.paths import Paths
+from common.processes import processes
+from common.sources import SOURCES
+from services.cli.text import number, size
+
+RUNS = 10
+
+_EPILOG = """\
+examples:
+  vigil check                 the vigil.toml of this installation
+  vigil check line4.toml      another one, before it is used
+
+exit status: 0 all is right; 1 something is wrong, a line each on standard error
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a vigil.toml")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = configs.load(args.file) if args.file else configs.from_environment()
+    paths = Paths.from_environment()
+    print(f"ok  {config.path}: {len(config.cameras)} cameras, {len(config.groups)} groups")
+    shapes: dict[str, Shape] = {}
+    results = [
+        *(_try(f"camera {name}", partial(camera, config, name, shapes))
+          for name in config.cameras),
+        *(_try(f"group {name}", partial(model, config, name)) for name in config.groups),
+        _try("shared memory", partial(room, paths, shapes)),
+        _try("sockets", partial(sockets, config, paths)),
+    ]  # fmt: skip
+    return 0 if all(results) else 1
+
+
+def _try(subject: str, check: Callable[[], str]) -> bool:
+    """Say what a check found; what it finds wrong does not keep the others from being made."""
+    try:
+        print(f"ok  {subject}: {check()}", flush=True)
+    except VigilError as error:
+        print(f"vigil: {subject}: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def camera(config: Config, name: str, shapes: dict[str, Shape]) -> str:
+    """Open a camera's source; its ring's shape goes into `shapes`."""
+    row = config.cameras[name]
+    module, _, factory = SOURCES[row.source].factory.partition(":")
+    path = config.resolve(row.path) if row.path is not None else None
+    source = getattr(importlib.import_module(module), factory)(row, path)
+    format = source.open()
+    source.close()
+    fps = _fps(row, name, format.fps)
+    shape = Shape(format.width, format.height, 3, row.slots, row.policy)
+    shapes[name] = shape
+    where = f" {path}" if path else ""
+    return f"{row.source}{where}, {format.width}x{format.height} at {fps}, {row.policy}"
+
+
+def _fps(row: Camera, name: str, own: float | None) -> str:
+    if row.fps == "max":
+        return "full speed"
+    if isinstance(row.fps, float):
+        return f"{row.fps:g}/s"
+    if own is None:
+        raise ConfigError(
+            f'fps = "source", but a {row.source} has no rate of its own; expected a number of '
+            f'frames a second, or "max", in [cameras.{name}]'
+        )
+    return f"{own:g}/s"
+
+
+def model(config: Config, name: str) -> str:
+    """Load a group's model as its lane would, and run it on a grey picture."""
+    from common.engine.bundle import open_bundle
+    from common.engine.model import Model
+    from common.engine.runtimes import Options
+
+    group = config.groups[name]
+    bundle = open_bundle(config.resolve(group.model), score=group.score)
+    options = Options(group.threads, group.spinning, group.memory_arena)
+    options = Options(group.threads, group.spinning, group.memory_arena)
+    loaded = Model.load(bundle, options, group.runtime)
+    loaded.warm_up()
+    started = time.monotonic_ns()
+    loaded.warm_up(RUNS)
+    run_ms = (time.monotonic_ns() - started) / 1e6 / RUNS
+    loaded.close()
+    cameras = ", ".join(config.cameras_of(name)) or "no camera"
+    fallback = f"; instead of a preferred one: {loaded.fallback_reason}"
+    return (
+        f"{loaded.name} {loaded.version or '-'} (release {loaded.release}, {loaded.slot}), {loaded.task} "
+        f"on {loaded.runtime}, {number(run_ms)} ms a picture, for {cameras}"
+        f"{fallback if loaded.fallback_reason else ''}"
+    )
+
+
+def room(paths: Paths, shapes: dict[str, Shape]) -> str:
+    """Whether the tmpfs of the run folder has room for all rings; those that exist are in it."""
+    needed = sum(shape.file_bytes for shape in shapes.values())
+    existing = [path for path in paths.rings.glob("*") if path.name.rpartition(".")[0] in shapes]
+    held = sum(path.stat().st_blocks * 512 for path in existing)
+    folder = next(path for path in (paths.run, *paths.run.parents) if path.exists())
+    volume = os.statvfs(folder)
+    free = volume.f_bavail * volume.f_frsize + held
+    if needed > free:
+        raise RingError(
+            f"the frame rings need {size(needed)}, {size(free)} are free in {folder}: make that "
+            "tmpfs larger, or use fewer slots or smaller pictures"
+        )
+    return f"{size(needed)} for frame rings, {size(free)} free in {folder}"
+
+
+def sockets(config: Config, paths: Paths) -> str:
+    """Whether the run folder's path leaves room for the name of each process."""
+    rows = processes(config)
+    for process in rows:
+        paths.endpoint(process.name)
+    return f"{len(rows)} processes, in {paths.run}"

@@ -1,0 +1,137 @@
+"""One screen: which processes run, and for each camera whether its results come, come on time, and
+are valid, three questions kept apart."""
+
+import argparse
+import sys
+
+import msgspec
+
+from common.paths import Paths
+from services.cli.listen import configuration, listener
+from services.cli.observe import PREFIXES, CameraStatus, Observer, ProcessStatus, Status
+from services.cli.text import number, red, seconds, size, table, yes
+
+LISTEN_S = 1.5  # three beats
+WATCH_S = 1.0
+NOT_WELL = 2
+
+_EPILOG = """\
+examples:
+  vigil status                          once
+  vigil status --watch                  again and again, until Ctrl-C
+  vigil status --json | jq .problems    for a program
+
+exit status: 0 all is well; 2 it runs, but something is not alive, not on time or not valid;
+1 nothing runs
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--watch", action="store_true", help="refresh until Ctrl-C")
+    parser.add_argument(
+        "--seconds", type=float, default=LISTEN_S, metavar="N", help="listen so long first (1.5)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = Paths.from_environment()
+    config = configuration(paths)
+    with listener(config, paths, PREFIXES) as listening:
+        observer = Observer(config, paths, listening)
+        observer.listen(args.seconds)
+        status = observer.status()
+        show(status, args.json, clear=args.watch)
+        while args.watch:
+            observer.listen(WATCH_S)
+            status = observer.status()
+            show(status, args.json, clear=True)
+    return 0 if status.well else NOT_WELL
+
+
+def show(status: Status, as_json: bool, clear: bool) -> None:
+    if as_json:
+        print(msgspec.json.encode(status).decode(), flush=True)
+        return
+    home = "\x1b[H\x1b[J" if clear and sys.stdout.isatty() else ""
+    print(home + "\n".join(screen(status)), flush=True)
+
+
+def screen(status: Status) -> list[str]:
+    lines = [f"Vigil under {status.root}, running in {status.run}", ""]
+    lines += table(
+        ("PROCESS", "STATE", "ALIVE", " BEAT", " WORK", " PID", " UP", " MEMORY", " RESTARTS"),
+        [_process(row) for row in status.processes],
+    )
+    lines.append("")
+    lines += table(
+        ("CAMERA", "SOURCE", "STATE", " FRAMES", " RESULTS", "ALIVE", "ON TIME", "VALID",
+         " FRAME AGE", " LATENCY P50", " MAX", " PRECISION", " RECALL"),
+        [_camera(row) for row in status.cameras],
+    )  # fmt: skip
+    lines.append("")
+    lines += table(
+        ("CAMERA", "MODEL", " RELEASE", "RUNTIME", "SLOT"),
+        [(row.name, *_model(row)) for row in status.cameras],
+    )
+    lines.append("")
+    lines += table(
+        ("CAMERA", " CAPTURED", " = INFERRED", " + NOT INFERRED", " + FAILED", " + SKIPPED",
+         " + TORN", " + OVERRUN", " + IN FLIGHT"),
+        [(row.name, *_account(row)) for row in status.cameras],
+    )  # fmt: skip
+    lines.append("")
+    if status.well:
+        return [*lines, "All is well."]
+    return [*lines, red("NOT WELL"), *(red(f"  {problem}") for problem in status.problems)]
+
+
+def _process(row: ProcessStatus) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.state,
+        yes(row.alive),
+        seconds(row.beat_age_s),
+        number(row.work_per_s, "/s"),
+        str(row.pid or "-"),
+        seconds(row.uptime_s),
+        size(row.rss_bytes),
+        "-" if row.restarts is None else str(row.restarts),
+    )
+
+
+def _camera(row: CameraStatus) -> tuple[str, ...]:
+    expected = row.frames.expected_per_s
+    of = f" of {expected:g}" if expected else ""
+    valid = "-" if row.validity is None else "yes" if row.valid else f"NO: {row.validity}"
+    return (
+        row.name,
+        row.source,
+        row.state,
+        f"{number(row.frames.per_s)}{of}/s",
+        number(row.results.per_s, "/s"),
+        yes(row.results.alive),
+        yes(row.results.on_time),
+        valid,
+        seconds(row.frame_age_s),
+        number(row.latency_p50_ms, " ms"),
+        number(row.latency_max_ms, " ms"),
+        number(row.precision),
+        number(row.recall),
+    )
+
+
+def _model(row: CameraStatus) -> tuple[str, ...]:
+    if row.model is None:
+        return ("-",) * 4
+    model = row.model
+    return f"{model.name} {model.version}", str(model.release), model.runtime, model.slot
+
+
+def _account(row: CameraStatus) -> tuple[str, ...]:
+    names = ("captured", "inferred", "not_inferred", "failed", "skipped", "torn", "overrun")
+    account = row.account
+    if account is None:
+        return ("-",) * 8
+    return tuple(str(account[name]) for name in (*names, "in_flight"))

@@ -1,0 +1,84 @@
+"""Precision and recall of results against the ground truth of the virtual camera."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from common.messages import Item, TruthItem
+
+IOU = 0.5
+_PENDING = 512  # frames of which one half is awaited
+_WINDOW = 1000  # the newest frames count
+
+Box = tuple[float, float, float, float]
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    common = width * height
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
+    return common / union
+
+
+def hits(items: Sequence[Item], truth: Sequence[TruthItem]) -> int:
+    """How many items are right: best score first, each takes the free true thing of its label
+    that it overlaps most, by at least IOU."""
+    free = list(truth)
+    count = 0
+    for item in sorted(items, key=lambda item: -item.score):
+        if item.box is None:
+            continue
+        same = [(iou(item.box, thing.box), i) for i, thing in enumerate(free)
+                if thing.label == item.label]  # fmt: skip
+        best, i = max(same, default=(0.0, 0))
+        if best >= IOU:
+            del free[i]
+            count += 1
+    return count
+
+
+@dataclass
+class Score:
+    """Joins results and truth by ring and sequence, whichever comes first."""
+
+    _counts: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _truth: dict[tuple[int, int], Sequence[TruthItem]] = field(default_factory=dict)
+    _items: dict[tuple[int, int], Sequence[Item]] = field(default_factory=dict)
+
+    def add_truth(self, frame: tuple[int, int], truth: Sequence[TruthItem]) -> None:
+        self._truth[frame] = truth
+        self._join(frame)
+
+    def add_items(self, frame: tuple[int, int], items: Sequence[Item]) -> None:
+        self._items[frame] = items
+        self._join(frame)
+
+    def _join(self, frame: tuple[int, int]) -> None:
+        if frame in self._truth and frame in self._items:
+            truth, items = self._truth.pop(frame), self._items.pop(frame)
+            self._counts.append((hits(items, truth), len(items), len(truth)))
+        for pending in (self._truth, self._items):
+            while len(pending) > _PENDING:
+                del pending[next(iter(pending))]
+
+    @property
+    def frames(self) -> int:
+        return len(self._counts)
+
+    @property
+    def precision(self) -> float | None:
+        """Right of what was reported; None where nothing was."""
+        return self._share(1)
+
+    @property
+    def recall(self) -> float | None:
+        """Reported of what is there; None where nothing is."""
+        return self._share(2)
+
+    def _share(self, of: int) -> float | None:
+        whole = sum(count[of] for count in self._counts)
+        return sum(count[0] for count in self._counts) / whole if whole else None
