@@ -185,7 +185,7 @@ class Scene:
 
 
 def clip(box: Box, width: int, height: int) -> Box:
-    x1, y1, x2, y2 = box
+    x1, y1, x2, y2 = (float(edge) for edge in box)  # numpy's own numbers don't go on the wire
     return max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
 
 
