@@ -63,13 +63,18 @@ class Totals:
     """The account file: overruns, two copies of the lanes' totals, and the camera's lock."""
 
     def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
         flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
         self._fd = os.open(path, flags | os.O_CLOEXEC, 0o660)
         try:
             if writable:
                 allocate(self._fd, _WORDS * 8, path)
+            if os.fstat(self._fd).st_size != _WORDS * 8:
+                raise RingError(f"{path}: is no account; remove it and restart capture")
             self._map = map_file(self._fd, _WORDS * 8, writable=writable)
         except BaseException:
+            if writable and os.fstat(self._fd).st_size == 0:
+                path.unlink()
             os.close(self._fd)
             raise
         self._words = memoryview(self._map).cast("Q")
@@ -88,6 +93,11 @@ class Totals:
         """The totals that count: sequence and counts of the newest copy that `decided` covers."""
         copies = (tuple(self._words[at : at + 1 + len(COUNTS)]) for at in _TOTALS)
         return max((copy for copy in copies if copy[0] <= decided), default=(0,) * 6)
+
+    @property
+    def newest(self) -> int:
+        """The newest sequence in either copy, whether it counts or not."""
+        return max((n for at in _TOTALS if (n := self._words[at]) != _UNSET), default=0)
 
     def stage(self, decided: int, totals: tuple[int, ...]) -> None:
         """Write `totals` over the copy that does not count; `decided` makes it count."""

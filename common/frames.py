@@ -17,6 +17,7 @@ Stores are ordered by `Order`: x86 keeps them so by itself, Arm does not.
 import mmap
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -114,14 +115,10 @@ class Ring:
         if words[_MAGIC] != MAGIC or words[_LAYOUT] != LAYOUT:
             raise RingError(f"{path}: not a ring of layout {LAYOUT}; remove it and restart capture")
         self.generation = words[_GENERATION]
-        self.shape = Shape(
-            words[_WIDTH],
-            words[_HEIGHT],
-            words[_CHANNELS],
-            words[_SLOTS],
-            _POLICIES[words[_POLICY]],
-        )
-        if str(self.generation) != generation or self.shape.file_bytes != size:
+        policy = _POLICIES[words[_POLICY] % len(_POLICIES)]
+        self.shape = Shape(words[_WIDTH], words[_HEIGHT], words[_CHANNELS], words[_SLOTS], policy)
+        named = f"{self.generation}" == generation and _POLICIES.index(policy) == words[_POLICY]
+        if not named or not self.shape.slots or self.shape.file_bytes != size:
             raise RingError(f"{path}: its header contradicts its name or size; remove it")
         self._journal = self.shape.journal_at // 8
         self._order = Order()
@@ -155,15 +152,14 @@ class Ring:
             ]  # fmt: skip
             head[_BASE] = head[_WRITTEN] = head[_DECIDED] = base
             os.pwrite(fd, b"".join(word.to_bytes(8, "little") for word in head), 0)
+            Totals(accounts / camera, writable=True).close()  # who finds a ring finds its account
         except BaseException:
             new.unlink()
             raise
         finally:
             os.close(fd)
         new.rename(path)
-        if older:
-            with cls.open(rings, accounts, camera, older[-1], writable=True) as last:
-                last._words[_SUCCESSOR] = generation
+        cls._link(rings, accounts, camera)
         return cls(path, accounts / camera, writable=True)
 
     @classmethod
@@ -173,9 +169,17 @@ class Ring:
         if existing:
             ring = cls.open(rings, accounts, camera, existing[-1], writable=True)
             if ring.shape == shape:
+                cls._link(rings, accounts, camera)
                 return ring
             ring.close()
         return cls.create(rings, accounts, camera, shape)
+
+    @classmethod
+    def _link(cls, rings: Path, accounts: Path, camera: str) -> None:
+        """Tell each older ring its successor, also where capture died before it could."""
+        for older, newer in pairwise(generations(rings, camera)):
+            with cls.open(rings, accounts, camera, older, writable=True) as ring:
+                ring._words[_SUCCESSOR] = newer
 
     @classmethod
     def open(
@@ -233,6 +237,11 @@ class Ring:
         every = self.shape.policy is Policy.EVERY
         return self.successor != 0 and (self.decided == self.written or not every)
 
+    @property
+    def full(self) -> bool:
+        """Whether the next frame would overwrite one that is not decided."""
+        return self.written + 1 - self.shape.slots > self.decided
+
     # -- writing (capture) -------------------------------------------------------------------
 
     def begin(self) -> memoryview:
@@ -242,7 +251,7 @@ class Ring:
             RingFullError: under `every`, the frame there is not decided yet.
         """
         sequence = self.written + 1
-        if self.shape.policy is Policy.EVERY and sequence - self.shape.slots > self.decided:
+        if self.full and self.shape.policy is Policy.EVERY:
             raise RingFullError(f"{self.camera}: frame {sequence - self.shape.slots} is undecided")
         self._words[self._line(sequence)] = 0
         self._order()
@@ -282,7 +291,7 @@ class Ring:
     def entry(self, sequence: int) -> Entry | None:
         """The decision on `sequence`, or None where it has none (skipped) or has no more."""
         at = self._entry(sequence)
-        if self._words[at] != sequence or sequence > self.decided:
+        if self._words[at] != sequence or not 0 < sequence <= self.decided:
             return None
         self._order()
         _, epoch, run, slot, length = self._words[at : at + 5]
@@ -297,10 +306,12 @@ class Ring:
         """The camera's account, this being its newest ring."""
         while True:
             decided, overrun = self.decided, self._totals.overrun
-            last, *counts = self._totals.committed(decided)
+            totals = last, *counts = self._totals.committed(decided)
             written = self.written
             self._order()
-            if decided == self.decided and overrun == self._totals.overrun:
+            # The totals too: in an older ring frames are decided without moving `decided` here.
+            now = self.decided, self._totals.overrun, self._totals.committed(decided)
+            if now == (decided, overrun, totals):
                 return Account(
                     captured=written + overrun,
                     **dict(zip(COUNTS, counts, strict=True)),
@@ -347,7 +358,8 @@ class Ring:
                 the others count as skipped.
 
         Raises:
-            FencedError: another epoch may decide here, or `sequence` is not the next.
+            FencedError: another epoch may decide here, or `sequence` is not the next, here or in
+                the order of rings. Nothing has changed then.
         """
         if len(result) > RESULT_BYTES:
             raise RingError(f"{self.camera}: a result of {len(result)} bytes; {RESULT_BYTES} fit")
@@ -355,10 +367,12 @@ class Ring:
             decided = self.decided
             if self.fence != epoch:
                 raise FencedError(f"{self.camera}: epoch {self.fence} decides here, not {epoch}")
+            gap = sequence > decided + 1 and self.shape.policy is Policy.EVERY
+            if gap or not decided < sequence <= self.written:
+                raise FencedError(f"{self.camera}: frame {sequence} can't follow {decided}")
             last, *counts = self._totals.committed(decided)
             passed = sequence - last - 1
-            if sequence <= decided or (passed and self.shape.policy is Policy.EVERY):
-                raise FencedError(f"{self.camera}: frame {sequence} can't follow {last}")
+            self._check_order_of_rings(last)
             counts[COUNTS.index(kind)] += 1
             counts[COUNTS.index("torn")] += min(torn, passed)
             counts[COUNTS.index("skipped")] += passed - min(torn, passed)
@@ -374,6 +388,22 @@ class Ring:
             self._words[at] = sequence
             self._order()
             self._words[_DECIDED] = sequence
+
+    def _check_order_of_rings(self, last: int) -> None:
+        if self.successor and self._totals.newest > self.written:
+            raise FencedError(f"{self.camera}: frames of ring {self.successor} are decided already")
+        if last >= self.base:
+            return
+        for generation in generations(self.path.parent, self.camera):
+            if generation < self.generation:
+                older = self.path.with_name(f"{self.camera}.{generation}")
+                try:
+                    with Ring(older, self._totals.path, writable=False) as ring:
+                        drained = ring.drained
+                except FileNotFoundError:  # removed meanwhile, so it was
+                    continue
+                if not drained:
+                    raise FencedError(f"{self.camera}: ring {generation} is to be decided first")
 
     # -- places ------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.bus import Subscriber
 from common.config import Camera
-from common.errors import ConfigError, RingFullError
+from common.errors import ConfigError
 from common.frames import Ring, Shape, remove_drained
 from common.messages import Frame, Truth
 from common.processes import LANES, capture_name, lane_name
@@ -18,6 +18,8 @@ from common.states import CameraState, Policy, ProcessState, Severity
 from services.capture.source import Format, Picture, SizeChangedError, Stamp, make
 
 FULL_RING_TICK_S = 0.02  # decisions wake a waiting source; this is for a message that got lost
+
+_NOTHING: Picture = np.empty((0, 0, 3), np.uint8)
 
 
 class Capture:
@@ -29,8 +31,11 @@ class Capture:
         self._camera: Camera = service.config.cameras[name]
         self._source = make(service.config, self._camera)
         self._state = CameraState.CONNECTING
+        every, live = self._camera.policy is Policy.EVERY, SOURCES[self._camera.source].live
+        self._waits = self._camera.fps == "max" or (every and not live)
+        self._drops = every and not self._waits
         self._decisions: Subscriber | None = None
-        if self._camera.policy is Policy.EVERY:
+        if self._waits:
             lanes = [lane_name(self._camera.group, lane) for lane in LANES]
             self._decisions = service.subscribe(lanes, [f"result/{name}"], queue=2)
 
@@ -39,8 +44,7 @@ class Capture:
         format = self._source.open()
         self._ring = self._make_ring(format.width, format.height)
         period_ns = self._period_ns(format)
-        live = SOURCES[self._camera.source].live and self._camera.fps != "max"
-        overrun = np.empty((format.height, format.width, 3), np.uint8) if live else None
+        dropped = np.empty((format.height, format.width, 3), np.uint8) if self._drops else _NOTHING
         self._set_state(CameraState.STREAMING, f"{format.width}x{format.height}")
         due = time.monotonic_ns()
         while not self._service.stopping:
@@ -49,18 +53,15 @@ class Capture:
             if now < due:
                 self._sleep((due - now) / 1e9)
                 continue
-            try:
-                slot = self._ring.begin()
-            except RingFullError:
-                if overrun is None:
-                    self._wait_for_decision()
-                    continue
-                self._source.read(overrun)
+            if self._waits and self._ring.full:
+                self._wait_for_decision()
+                continue
+            if self._drops and self._ring.full:
+                self._source.read(dropped)
                 self._ring.count_overrun()
-            else:
-                if not self._capture(slot):
-                    self._set_state(CameraState.ENDED, "nothing more to read")
-                    break
+            elif not self._capture(self._ring.begin()):
+                self._set_state(CameraState.ENDED, "nothing more to read")
+                break
             # Late by more than a period: go on from now, never in a burst.
             due = max(due + period_ns, time.monotonic_ns() - period_ns)
         while not self._service.stopping:
@@ -89,7 +90,7 @@ class Capture:
         return True
 
     def _wait_for_decision(self) -> None:
-        """The ring is full under `every`: files wait, until a message or the tick."""
+        """Until a message or the tick says that the ring may have room."""
         assert self._decisions is not None
         self._decisions.wait(FULL_RING_TICK_S)
         for _ in self._decisions.drain():
