@@ -105,12 +105,15 @@ def model(config: Config, name: str) -> str:
     run_ms = (time.monotonic_ns() - started) / 1e6 / RUNS
     loaded.close()
     cameras = ", ".join(config.cameras_of(name)) or "no camera"
-    fallback = f"; instead of a preferred one: {loaded.fallback_reason}"
-    return (
-        f"{loaded.name} {loaded.version or '-'} (release {loaded.release}, {loaded.slot}), {loaded.task} "
-        f"on {loaded.runtime}, {number(run_ms)} ms a picture, for {cameras}"
-        f"{fallback if loaded.fallback_reason else ''}"
-    )
+    said = [
+        f"{loaded.name} {loaded.version or '-'} (release {loaded.release}, {loaded.slot})",
+        f"{loaded.task} on {loaded.runtime}",
+        f"{number(run_ms)} ms a picture",
+        f"for {cameras}",
+    ]
+    if loaded.fallback_reason:
+        said.append(f"instead of a preferred one: {loaded.fallback_reason}")
+    return ", ".join(said)
 
 
 def room(paths: Paths, shapes: dict[str, Shape]) -> str:

@@ -98,13 +98,17 @@ class Observer:
         self._streams = {topic: Stream(row.rate) for topic, row in self._topics.items()}
         self._beats: dict[str, Beat] = {}
         self._first_beats: dict[str, Beat] = {}
-        self._scores = {name: Score() for name in config.cameras}
+        self._scores: dict[str, Score] = {}
         self._undecoded = 0
         self._heard_s = 0.0
 
     def listen(self, seconds: float) -> None:
         self._heard_s = seconds
         self._first_beats.clear()
+        for name in self._config.cameras:
+            if name not in self._scores and (ring := newest_ring(self._paths, name)):
+                with ring:
+                    self._scores[name] = Score((ring.shape.width, ring.shape.height))
         for at, topic, body in self._listener.hear(seconds):
             if topic not in self._streams:
                 continue
@@ -121,9 +125,9 @@ class Observer:
                 if first is None or first.pid != message.pid:
                     self._first_beats[what] = message
                 self._beats[what] = message
-            case Truth():
+            case Truth() if what in self._scores:
                 self._scores[what].add_truth((message.ring, message.sequence), message.items)
-            case Result() if message.validity in JUDGED:
+            case Result() if what in self._scores and message.validity in JUDGED:
                 self._scores[what].add_items((message.ring, message.sequence), message.items)
 
     def status(self) -> Status:
@@ -210,9 +214,9 @@ class Observer:
             _stream(frames, now),
             _stream(results, now),
         )
-        score = self._scores[name]
-        row.precision, row.recall = score.precision, score.recall
-        row.frames_compared = score.frames
+        if score := self._scores.get(name):
+            row.precision, row.recall = score.precision, score.recall
+            row.frames_compared = score.frames
         ring = newest_ring(self._paths, name)
         if ring is None:
             row.problems.append("no frame yet: capture has not made its ring")

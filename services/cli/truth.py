@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from common.messages import Item, TruthItem
 
 IOU = 0.5
+EDGE = 0.01  # of width and height
 _PENDING = 512  # frames of which one half is awaited
 _WINDOW = 1000  # the newest frames count
 
@@ -24,27 +25,40 @@ def iou(a: Box, b: Box) -> float:
     return common / union
 
 
-def hits(items: Sequence[Item], truth: Sequence[TruthItem]) -> int:
-    """How many items are right: best score first, each takes the free true thing of its label
-    that it overlaps most, by at least IOU."""
+def compare(
+    items: Sequence[Item], truth: Sequence[TruthItem], size: tuple[int, int]
+) -> tuple[int, int, int]:
+    """How many items are right, how many count, how many things are true.
+
+    Best score first, each item takes the free true thing of its label that it overlaps most, by at
+    least IOU. What is cut by the picture's edge (`size`: width, height) may be no truth, too little
+    of it being visible; so an item there that finds none counts neither way.
+    """
     free = list(truth)
-    count = 0
+    right = cut = 0
     for item in sorted(items, key=lambda item: -item.score):
-        if item.box is None:
+        box = item.box
+        if box is None:
             continue
-        same = [(iou(item.box, thing.box), i) for i, thing in enumerate(free)
-                if thing.label == item.label]  # fmt: skip
+        same = [
+            (iou(box, thing.box), i) for i, thing in enumerate(free) if thing.label == item.label
+        ]
         best, i = max(same, default=(0.0, 0))
         if best >= IOU:
             del free[i]
-            count += 1
-    return count
+            right += 1
+        elif min(box[0] / size[0], box[1] / size[1]) < EDGE or max(
+            box[2] / size[0], box[3] / size[1]
+        ) > (1 - EDGE):
+            cut += 1
+    return right, len(items) - cut, len(truth)
 
 
 @dataclass
 class Score:
     """Joins results and truth by ring and sequence, whichever comes first."""
 
+    size: tuple[int, int]
     _counts: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _truth: dict[tuple[int, int], Sequence[TruthItem]] = field(default_factory=dict)
     _items: dict[tuple[int, int], Sequence[Item]] = field(default_factory=dict)
@@ -60,7 +74,7 @@ class Score:
     def _join(self, frame: tuple[int, int]) -> None:
         if frame in self._truth and frame in self._items:
             truth, items = self._truth.pop(frame), self._items.pop(frame)
-            self._counts.append((hits(items, truth), len(items), len(truth)))
+            self._counts.append(compare(items, truth, self.size))
         for pending in (self._truth, self._items):
             while len(pending) > _PENDING:
                 del pending[next(iter(pending))]
