@@ -106,7 +106,7 @@ class Preprocessor:
     def __init__(self, spec: InputSpec, buffers: Sequence[NDArray[np.generic]]) -> None:
         self._spec = spec
         self._buffers = [buffer[0] for buffer in buffers]
-        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._plans: dict[object, _Plan] = {}  # by shape and type of the picture
         self._padded: list[Geometry | None] = [None] * len(buffers)
         self._float = spec.dtype == np.float32
         self._table = None if self._float else _integer_table(spec)
@@ -118,7 +118,7 @@ class Preprocessor:
         Raises:
             EngineError: the picture has another shape or type.
         """
-        plan = self._plans.get(picture.shape) or self._plan(picture)
+        plan = self._plans.get((picture.shape, picture.dtype)) or self._plan(picture)
         if self._padded[buffer] != plan.geometry:
             self._fill(buffer)
             self._padded[buffer] = plan.geometry
@@ -133,7 +133,8 @@ class Preprocessor:
 
     def _plan(self, picture: Picture) -> _Plan:
         shape = picture.shape
-        if picture.dtype != np.uint8 or shape[2:] not in ((), (3,)) or picture.size == 0:
+        fits = picture.ndim == 2 or (picture.ndim == 3 and shape[2] == 3)
+        if not fits or picture.dtype != np.uint8 or picture.size == 0:
             raise EngineError(
                 f"picture {list(shape)} {picture.dtype}: expected uint8, "
                 "[height, width, 3] BGR or [height, width] grey"
@@ -155,7 +156,7 @@ class Preprocessor:
         )
         if len(self._plans) >= _MAX_PLANS:
             self._plans.pop(next(iter(self._plans)))
-        self._plans[shape] = plan
+        self._plans[shape, picture.dtype] = plan
         return plan
 
     def _arrange(self, picture: Picture, scratch: Picture | None, target: Picture) -> None:

@@ -24,7 +24,7 @@ def build(outputs: Sequence[Tensor], settings: Settings) -> Decode:
     if any(len(output.shape) != 3 or output.shape[0] != 1 for output in outputs):
         raise refuse("yolox", outputs, settings, _EXPECTED)
     order: list[int] | None = [0] if len(outputs) == 1 else _split(outputs)
-    if order is None or outputs[0].shape[2] <= 5 - 4 * (len(outputs) == 3):
+    if order is None or (len(order) == 1 and outputs[0].shape[2] < 6):
         raise refuse("yolox", outputs, settings, _EXPECTED)
     count = outputs[0].shape[1]
     for strides in _STRIDES:
