@@ -7,6 +7,7 @@ import sys
 import msgspec
 
 from common.paths import Paths
+from common.states import CameraState
 from services.cli.listen import configuration, listener
 from services.cli.observe import PREFIXES, CameraStatus, Observer, ProcessStatus, Status
 from services.cli.text import number, red, seconds, size, table, yes
@@ -66,15 +67,16 @@ def screen(status: Status) -> list[str]:
     )
     lines.append("")
     lines += table(
-        ("CAMERA", "SOURCE", "STATE", " FRAMES", " RESULTS", "ALIVE", "ON TIME", "VALID",
-         " FRAME AGE", " LATENCY P50", " MAX", " PRECISION", " RECALL"),
+        ("CAMERA", "SOURCE", "STATE", " FRAMES", " FRAME AGE", " RESULTS", "ALIVE", "ON TIME",
+         "VALID"),
         [_camera(row) for row in status.cameras],
     )  # fmt: skip
     lines.append("")
     lines += table(
-        ("CAMERA", "MODEL", " RELEASE", "RUNTIME", "SLOT"),
-        [(row.name, *_model(row)) for row in status.cameras],
-    )
+        ("CAMERA", " LATENCY P50", " MAX", " PRECISION", " RECALL", "MODEL", " RELEASE", "SLOT",
+         "RUNTIME"),
+        [_model(row) for row in status.cameras],
+    )  # fmt: skip
     lines.append("")
     lines += table(
         ("CAMERA", " CAPTURED", " = INFERRED", " + NOT INFERRED", " + FAILED", " + SKIPPED",
@@ -104,29 +106,34 @@ def _process(row: ProcessStatus) -> tuple[str, ...]:
 def _camera(row: CameraStatus) -> tuple[str, ...]:
     expected = row.frames.expected_per_s
     of = f" of {expected:g}" if expected else ""
+    ended = row.state == CameraState.ENDED  # nothing more is to come
     valid = "-" if row.validity is None else "yes" if row.valid else f"NO: {row.validity}"
     return (
         row.name,
         row.source,
         row.state,
         f"{number(row.frames.per_s)}{of}/s",
-        number(row.results.per_s, "/s"),
-        yes(row.results.alive),
-        yes(row.results.on_time),
-        valid,
         seconds(row.frame_age_s),
-        number(row.latency_p50_ms, " ms"),
-        number(row.latency_max_ms, " ms"),
-        number(row.precision),
-        number(row.recall),
+        number(row.results.per_s, "/s"),
+        "-" if ended else yes(row.results.alive),
+        "-" if ended else yes(row.results.on_time),
+        valid,
     )
 
 
 def _model(row: CameraStatus) -> tuple[str, ...]:
-    if row.model is None:
-        return ("-",) * 4
     model = row.model
-    return f"{model.name} {model.version}", str(model.release), model.runtime, model.slot
+    return (
+        row.name,
+        number(row.latency_p50_ms, " ms"),
+        number(row.latency_max_ms, " ms"),
+        number(row.precision),
+        number(row.recall),
+        f"{model.name} {model.version}".strip() if model else "-",
+        str(model.release) if model else "-",
+        model.slot if model else "-",
+        model.runtime if model else "-",
+    )
 
 
 def _account(row: CameraStatus) -> tuple[str, ...]:

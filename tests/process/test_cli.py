@@ -397,16 +397,17 @@ while True:
 """
     arguments = (str(paths.rings), str(paths.accounts))
     with subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=PROJECT) as writer:
-        until(lambda: any(paths.rings.glob("fast.*")), 10, "a ring")
-        with Ring.open(paths.rings, paths.accounts, "fast", 1) as ring:
-            until(lambda: ring.written > 300, 20, "frames")
-            for _ in range(50):
-                result, picture, caption = newest(ring)
-                assert result is None
-                sequence = int(caption.split()[2].rstrip(","))
-                assert (picture == sequence % 251).all(), caption
-            del picture
-        writer.kill()
+        try:
+            until(lambda: any(paths.rings.glob("fast.*")), 10, "a ring")
+            with Ring.open(paths.rings, paths.accounts, "fast", 1) as ring:
+                until(lambda: ring.written > 300, 20, "frames")
+                for _ in range(50):
+                    result, picture, caption = newest(ring)
+                    assert result is None
+                    sequence = int(caption.split()[2].rstrip(","))
+                    assert bool((picture == sequence % 251).all()), caption
+        finally:
+            writer.kill()
 
 
 def boxes(*rows: tuple[str, float, float]) -> tuple[Item, ...]:
