@@ -11,6 +11,7 @@ import mmap
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,10 @@ from common.errors import ModelError
 EDGETPU_OPERATOR = "edgetpu-custom-op"
 SSD_OPERATOR = "TFLite_Detection_PostProcess"
 SSD_ROLES = ("boxes", "classes", "scores", "count")  # the order of that operator's outputs
-UNUSED_LABELS = frozenset({"???", "n/a"})
+UNUSED_LABELS = frozenset({"", "???", "n/a"})
 
 _FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
 _NAMES = {"tflite": "a TFLite model", "onnx": "an ONNX model"}
 
 
@@ -70,7 +72,7 @@ def read_facts(path: Path) -> Facts:
                 ) from error
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    except zipfile.BadZipFile as error:
+    except _ZIP_ERRORS as error:
         raise ModelError(f"{path}: the label files packed into it are damaged: {error}") from error
 
 
@@ -154,9 +156,9 @@ def _tflite(data: mmap.mmap, path: Path) -> Facts:
                 tensors[t].text(3): role for t, role in zip(made, SSD_ROLES, strict=False)
             }
     if len(outputs) == 1:
-        last = producers.get(outputs[0])
+        last = producers.pop(outputs[0], None)
         while last is not None and last[0] in _PASS_THROUGH:
-            last = producers.get(last[2][0])
+            last = producers.pop(last[2][0], None)  # pop: a damaged graph may be a circle
         if last is not None and last[0] in (_SOFTMAX, _LOGISTIC):
             facts.activation = "none"
     for entry in model.tables(6):
@@ -236,9 +238,9 @@ def _softmax_last(data: mmap.mmap, start: int, end: int) -> bool:
             kind = b"".join(text for key, text in parts if key == 4)
             source = next((text for key, text in parts if key == 1), b"")
             producers |= {text: (kind, source) for key, text in parts if key == 2}
-    last = producers.get(outputs[0]) if len(outputs) == 1 else None
+    last = producers.pop(outputs[0], None) if len(outputs) == 1 else None
     while last is not None and last[0] in _ONNX_PASS_THROUGH:
-        last = producers.get(last[1])
+        last = producers.pop(last[1], None)
     return last is not None and last[0] in (b"Softmax", b"Sigmoid")
 
 
