@@ -1,6 +1,5 @@
 """vigil.toml, typed. Each error names file, line, key, value and what was expected."""
 
-import difflib
 import json
 import os
 import re
@@ -147,6 +146,8 @@ class _File:
         known = [field.name for field in msgspec.structs.fields(row)]
         if unknown := re.search(r"unknown field `(.+?)`", message):
             key = unknown[1]
+            import difflib  # only here: each process loads this module
+
             near = difflib.get_close_matches(key, known, 1)
             right = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             return self.error((section, name, key), table[key], f"a known key: {right}")

@@ -6,8 +6,8 @@ it is `ROOT/run` where that is a tmpfs (a device mounts one), else a folder of /
 the root, short enough for the 107 bytes of a socket's address.
 """
 
-import hashlib
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Paths:
             return Paths(root, Path(run))
         if _is_tmpfs(root / "run"):
             return Paths(root, root / "run")
-        digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
+        digest = f"{zlib.crc32(os.fsencode(root)):08x}"
         return Paths(root, Path(f"/dev/shm/vigil-{os.getuid()}-{digest}"))
 
     @property

@@ -4,6 +4,7 @@ supervisord.conf holds what is the same on every device; programs that depend on
 capture a camera, a lane or two a group) are rendered into the run folder, which it includes.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,18 +73,24 @@ def render(config: Config, paths: Paths) -> str:
     programs = (
         _PROGRAM.format(
             name=process.name,
-            python=sys.executable,
-            module=process.kind.module,
-            arguments=" ".join(process.arguments),
-            project=PROJECT,
+            # -OO: without docstrings numpy and the rest take 2 MB less in each process.
+            command=_escaped(
+                shlex.join([sys.executable, "-OO", "-m", process.kind.module, *process.arguments])
+            ),
+            project=_escaped(PROJECT),
             priority=process.kind.priority,
             stop_s=round(process.kind.stop_s),
-            log=paths.logs / f"{process.name}.log",
+            log=_escaped(paths.logs / f"{process.name}.log"),
         )
         for process in processes(config)
         if process.kind.per != "device"
     )
     return "\n".join((f"{_RENDERED_FROM}{config.path}", *programs))
+
+
+def _escaped(value: object) -> str:
+    """As supervisord reads it, which expands `%`."""
+    return str(value).replace("%", "%%")
 
 
 def rendered_from(paths: Paths) -> Path | None:
@@ -98,7 +105,7 @@ def rendered_from(paths: Paths) -> Path | None:
 _RENDERED_FROM = "; from "
 _PROGRAM = """\
 [program:{name}]
-command={python} -m {module} {arguments}
+command={command}
 directory={project}
 priority={priority}
 autorestart=true

@@ -68,17 +68,26 @@ class Runner:
             context.destroy(linger=0)
 
     def _start(self) -> subprocess.Popen[bytes]:
+        environment = os.environ | {
+            "VIGIL_ROOT": str(self._paths.root),
+            "VIGIL_RUN": str(self._paths.run),
+            "VIGIL_CONFIG": str(self._config.path),
+            # supervisord itself still imports pkg_resources, which warns of its own end.
+            "PYTHONWARNINGS": "ignore",
+        }
+        # Compiling at each start would cost every restart time and memory.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         return subprocess.Popen(
-            [sys.executable, "-m", "supervisor.supervisord", "-c", PROJECT / "supervisord.conf"],
+            [
+                sys.executable,
+                "-OO",
+                "-m",
+                "supervisor.supervisord",
+                "-c",
+                PROJECT / "supervisord.conf",
+            ],
             cwd=PROJECT,
-            env=os.environ
-            | {
-                "VIGIL_ROOT": str(self._paths.root),
-                "VIGIL_RUN": str(self._paths.run),
-                "VIGIL_CONFIG": str(self._config.path),
-                # supervisord itself still imports pkg_resources, which warns of its own end.
-                "PYTHONWARNINGS": "ignore",
-            },
+            env=environment,
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is for this process alone

@@ -60,7 +60,7 @@ class System:
             return None
         for child in psutil.Process(int(pidfile.read_text())).children():
             try:
-                if child.cmdline()[1:] == command:
+                if child.cmdline()[2:] == command:
                     return child
             except psutil.Error:
                 continue
@@ -133,6 +133,10 @@ class Journal:
                     assert isinstance(result, Result)
                     assert (result.sequence, result.epoch) == (entry.sequence, entry.epoch)
                     self.results.append(result)
+
+    def until_more(self, count: int, timeout_s: float = 30) -> None:
+        enough = len(self.results) + count
+        until(lambda: len(self.results) >= enough, timeout_s, f"{count} more results")
 
     def stop(self) -> list[Result]:
         self._stop.set()

@@ -4,7 +4,7 @@ The manifest says only what the model files don't. `open_bundle` checks that eve
 and of its type; whether model and manifest fit together shows when `Model.load` opens the runtime.
 """
 
-import hashlib
+import importlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -195,7 +195,7 @@ def _labels(path: Path) -> tuple[str, ...]:
 
 def _digest(root: Path, files: list[Path]) -> str:
     """sha256 over name, size and bytes of each file, by name."""
-    digest = hashlib.sha256()
+    digest = _sha256()
     for path in files:
         name = path.relative_to(root).as_posix()
         digest.update(f"{name}\0{path.stat().st_size}\0".encode())
@@ -203,3 +203,13 @@ def _digest(root: Path, files: list[Path]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _sha256() -> Any:
+    """CPython's own SHA-256: hashlib would load OpenSSL, 4 MB in a lane, for one digest."""
+    for module in ("_sha2", "_sha256", "hashlib"):  # since 3.12, before, and elsewhere
+        try:
+            return importlib.import_module(module).sha256()
+        except ModuleNotFoundError:
+            continue
+    raise RuntimeError("this Python has no SHA-256")

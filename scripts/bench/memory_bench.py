@@ -26,7 +26,7 @@ def pss_mb(paths: Paths) -> dict[str, float]:
     supervisord = psutil.Process(int((paths.run / "supervisord.pid").read_text()))
     found = {"supervisord": supervisord.pid}
     for child in supervisord.children():
-        module, *arguments = child.cmdline()[2:]
+        module, *arguments = child.cmdline()[3:]
         found["-".join((module.split(".")[1], *arguments))] = child.pid
     return {name: _pss_mb(pid) for name, pid in found.items()}
 

@@ -102,7 +102,7 @@ def naive_stages(model: Model, video: Path, seconds: float) -> tuple[float, dict
         if spec.dtype == np.float32:
             values = tensor.astype(np.float32)
             if spec.mean is not None or spec.scale is not None:
-                values = (values - np.float32(spec.mean or 0)) / np.float32(spec.scale or 1)
+                values = (values - np.array(spec.mean or 0, "f4")) / np.array(spec.scale or 1, "f4")
         if spec.layout == "nchw":
             values = values.transpose(2, 0, 1)
         values = np.ascontiguousarray(values[None], dtype=spec.dtype)

@@ -6,7 +6,6 @@ uint8): the price of preparing the next frame meanwhile.
 """
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,18 @@ from common.engine.runtimes import BUFFERS, Array, CannotRunError, Options
 from common.errors import EngineError, ModelError
 
 try:
+    from ai_edge_litert import __version__
     from ai_edge_litert.interpreter import Interpreter
-
-    _PACKAGE = "ai-edge-litert"
 except ModuleNotFoundError:
+    from tflite_runtime import __version__
     from tflite_runtime.interpreter import Interpreter
-
-    _PACKAGE = "tflite-runtime"
 
 
 class LiteRt:
     """See `common.engine.runtimes.Runtime`."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        self.name = f"litert {version(_PACKAGE)}"
+        self.name = f"litert {__version__}"
         self._path = path
         try:
             self._interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
