@@ -202,7 +202,7 @@ def _digest(root: Path, files: list[Path]) -> str:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def _sha256() -> Any:
