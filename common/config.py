@@ -48,7 +48,7 @@ class Group(_Section, frozen=True):
     runtime: str | None = None  # None: the bundle's own order of preference
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
     spinning: bool = False
-    memory_arena: bool = False
+    memory_arena: bool = True
     score: Annotated[float, Meta(ge=0, le=1)] | None = None  # None: the bundle's own
 
 

@@ -58,7 +58,7 @@ class Options:
 
     threads: int = 1
     spinning: bool = False  # threads burn CPU between runs instead of sleeping (ONNX Runtime)
-    memory_arena: bool = False  # keep the memory of the largest run for the next (ONNX Runtime)
+    memory_arena: bool = True  # memory in one arena: less of it, and faster (ONNX Runtime)
 
 
 @dataclass(frozen=True)
