@@ -2,30 +2,28 @@
 
 TFLite is a FlatBuffer (`TFL3` at byte 4), described by tensorflow's `schema.fbs`; its metadata by
 tflite-support's `metadata_schema.fbs`, with label files in a ZIP appended to the file. ONNX is a
-Protocol Buffer, described by `onnx.proto`. Only the few fields needed are read, by the two small
-readers at the end of this file; field numbers are those of the schemas.
+Protocol Buffer, described by `onnx.proto`. Only the few fields needed are read; field numbers are
+those of the schemas.
 """
 
 import ast
 import mmap
 import re
 import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.engine.binary import Table, fields
 from common.engine.preprocess import Colour, Resize
 from common.errors import ModelError
 
 EDGETPU_OPERATOR = "edgetpu-custom-op"
 SSD_OPERATOR = "TFLite_Detection_PostProcess"
 SSD_ROLES = ("boxes", "classes", "scores", "count")  # the order of that operator's outputs
+_MOST_LABELS = 10_000_000  # bytes
 UNUSED_LABELS = frozenset({"", "???", "n/a"})
 
 _FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
 _NAMES = {"tflite": "a TFLite model", "onnx": "an ONNX model"}
 
 
@@ -61,7 +59,7 @@ def read_facts(path: Path) -> Facts:
             raise ModelError(f"{path}: is empty; expected {_NAMES[kind]}")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = _identify(data)
-            if found not in (kind, _NAMES[kind]):
+            if found != kind:
                 raise ModelError(f"{path}: is {_NAMES.get(found, found)}, not {_NAMES[kind]}")
             try:
                 return _tflite(data, path) if kind == "tflite" else _onnx(data, path)
@@ -72,8 +70,6 @@ def read_facts(path: Path) -> Facts:
                 ) from error
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    except _ZIP_ERRORS as error:
-        raise ModelError(f"{path}: the label files packed into it are damaged: {error}") from error
 
 
 def read_labels(text: str, where: str) -> tuple[str, ...]:
@@ -133,7 +129,7 @@ _PASS_THROUGH = {22, 43, 6, 114}  # RESHAPE, SQUEEZE, DEQUANTIZE, QUANTIZE: scor
 
 
 def _tflite(data: mmap.mmap, path: Path) -> Facts:
-    model = _Table.root(data)
+    model = Table.root(data)
     for buffer in model.tables(4):  # a cut file most often lacks weights
         start, count = buffer.span(0)
         if start + count > len(data):
@@ -165,13 +161,13 @@ def _tflite(data: mmap.mmap, path: Path) -> Facts:
         if entry.text(0) == "TFLITE_METADATA":
             start, count = model.tables(4)[entry.number(1, "I")].span(0)
             _tflite_metadata(data[start : start + count], facts)
-    facts.labels = _packed_labels(path)
+    facts.labels = _packed_labels(data, path)
     return facts
 
 
 def _tflite_metadata(data: bytes, facts: Facts) -> None:
     """Normalisation, colour and roles from a TFLITE_METADATA buffer (FlatBuffer, `M001`)."""
-    for graph in _Table.root(data).tables(3):
+    for graph in Table.root(data).tables(3):
         inputs, outputs = graph.tables(2), graph.tables(3)
         for tensor in inputs[:1]:
             content = tensor.table(3)
@@ -191,15 +187,22 @@ def _tflite_metadata(data: bytes, facts: Facts) -> None:
                 facts.decoder = "classification"
 
 
-def _packed_labels(path: Path) -> tuple[str, ...] | None:
+def _packed_labels(data: mmap.mmap, path: Path) -> tuple[str, ...] | None:
     """Labels of the one text file in the ZIP appended to `path`, if there is just one."""
-    if not zipfile.is_zipfile(path):
+    if data.rfind(b"PK\5\6", max(0, len(data) - (1 << 16))) < 0:  # the mark of a ZIP's end
         return None
-    with zipfile.ZipFile(path) as packed:
-        names = [info for info in packed.infolist() if info.filename.endswith(".txt")]
-        if len(names) != 1 or names[0].file_size > 10_000_000:
-            return None
-        return read_labels(packed.read(names[0]).decode(), f"{path}:{names[0].filename}")
+    import zipfile  # here: most models have none, and it takes 0.7 MB
+    import zlib
+
+    try:
+        with zipfile.ZipFile(path) as packed:
+            names = [info for info in packed.infolist() if info.filename.endswith(".txt")]
+            if len(names) != 1 or names[0].file_size > _MOST_LABELS:
+                return None
+            text = packed.read(names[0]).decode()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ModelError(f"{path}: the label files packed into it are damaged: {error}") from error
+    return read_labels(text, f"{path}:{names[0].filename}")
 
 
 # --- ONNX --------------------------------------------------------------------------------------
@@ -212,11 +215,11 @@ _ONNX_PASS_THROUGH = {
 def _onnx(data: mmap.mmap, path: Path) -> Facts:
     facts, properties = Facts("onnx"), dict[str, str]()
     graph: tuple[int, int] | None = None
-    for number, start, end in _fields(data, 0, len(data)):
+    for number, start, end in fields(data, 0, len(data)):
         if number == 7:
             graph = start, end
         elif number == 14:  # metadata_props
-            pair = {key: data[a:b].decode() for key, a, b in _fields(data, start, end)}
+            pair = {key: data[a:b].decode() for key, a, b in fields(data, start, end)}
             properties[pair.get(1, "")] = pair.get(2, "")
     if graph is None:
         raise ModelError(f"{path}: has no graph; expected an ONNX model")
@@ -230,11 +233,11 @@ def _onnx(data: mmap.mmap, path: Path) -> Facts:
 def _softmax_last(data: mmap.mmap, start: int, end: int) -> bool:
     """Whether the graph's one output comes from a Softmax or Sigmoid."""
     outputs, producers = list[bytes](), dict[bytes, tuple[bytes, bytes]]()
-    for number, a, b in _fields(data, start, end):
+    for number, a, b in fields(data, start, end):
         if number == 12:  # output: ValueInfoProto, its name is field 1
-            outputs += [data[c:d] for key, c, d in _fields(data, a, b) if key == 1]
+            outputs += [data[c:d] for key, c, d in fields(data, a, b) if key == 1]
         elif number == 1:  # node: inputs are field 1, outputs 2, op_type 4
-            parts = [(key, data[c:d]) for key, c, d in _fields(data, a, b) if key in (1, 2, 4)]
+            parts = [(key, data[c:d]) for key, c, d in fields(data, a, b) if key in (1, 2, 4)]
             kind = b"".join(text for key, text in parts if key == 4)
             source = next((text for key, text in parts if key == 1), b"")
             producers |= {text: (kind, source) for key, text in parts if key == 2}
@@ -259,95 +262,3 @@ def _ultralytics(properties: dict[str, str], facts: Facts, path: Path) -> None:
     if properties.get("task") == "detect":
         facts.decoder, facts.resize, facts.colour = "yolov8", "letterbox", "rgb"
         facts.mean, facts.scale = [0.0], [255.0]
-
-
-# --- readers -----------------------------------------------------------------------------------
-
-
-class _Table:
-    """A FlatBuffer table at `position`. Offsets outside the data raise struct.error."""
-
-    def __init__(self, data: mmap.mmap | bytes, position: int) -> None:
-        self._data, self._position = data, position
-        self._vtable = position - self._read("i", position)
-        self._length = self._read("H", self._vtable)
-
-    @staticmethod
-    def root(data: mmap.mmap | bytes) -> "_Table":
-        return _Table(data, struct.unpack_from("<I", data, 0)[0])
-
-    def _read(self, kind: str, position: int) -> int:
-        if position < 0:
-            raise struct.error("offset before the start")
-        return int(struct.unpack_from("<" + kind, self._data, position)[0])
-
-    def _at(self, index: int) -> int:
-        """Position of a field, 0 where the table lacks it."""
-        entry = 4 + 2 * index
-        offset = self._read("H", self._vtable + entry) if entry < self._length else 0
-        return self._position + offset if offset else 0
-
-    def _target(self, index: int) -> int:
-        at = self._at(index)
-        return at + self._read("I", at) if at else 0
-
-    def number(self, index: int, kind: str) -> int:
-        at = self._at(index)
-        return self._read(kind, at) if at else 0
-
-    def span(self, index: int) -> tuple[int, int]:
-        """Start and length of a vector of bytes."""
-        at = self._target(index)
-        return (at + 4, self._read("I", at)) if at else (0, 0)
-
-    def text(self, index: int) -> str:
-        start, count = self.span(index)
-        return self._data[start : start + count].decode()
-
-    def numbers(self, index: int, kind: str) -> list[int]:
-        start, count = self.span(index)
-        return list(struct.unpack_from(f"<{count}{kind}", self._data, start)) if count else []
-
-    def floats(self, index: int) -> list[float]:
-        start, count = self.span(index)
-        return list(struct.unpack_from(f"<{count}f", self._data, start)) if count else []
-
-    def table(self, index: int) -> "_Table | None":
-        at = self._target(index)
-        return _Table(self._data, at) if at else None
-
-    def tables(self, index: int) -> "list[_Table]":
-        start, count = self.span(index)
-        places = range(start, start + 4 * count, 4)
-        return [_Table(self._data, place + self._read("I", place)) for place in places]
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Field number, start and end of the content of each field of a Protocol Buffer message."""
-    while start < end:
-        key, start = _varint(data, start)
-        kind = key & 7
-        if kind == 0:
-            content, (_, start) = start, _varint(data, start)
-        elif kind == 2:
-            size, content = _varint(data, start)
-            start = content + size
-        elif kind in (1, 5):
-            content, start = start, start + (8 if kind == 1 else 4)
-        else:
-            raise IndexError(f"byte {start} is no Protocol Buffer field")
-        if start > end:
-            raise IndexError(f"a field reaches to byte {start} of {end}")
-        yield key >> 3, content, start
-
-
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-        if shift > 63:
-            raise IndexError(f"byte {at} is no number")
