@@ -27,34 +27,34 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Settings:
-    stands_out: float = 5.0  # distance from the belt in its own deviations
-    edge: float = 45.0  # gradient that belongs to a part
-    shadow: float = 0.55  # darker than the belt down to this share, in the same hue: shadow
-    close: int = 9  # pixels bridged
-    rim: int = 6  # pixels beside edges and holes that a bevel takes
+    stands_out: float = 3.0  # distance from the belt in its own deviations
+    edge: float = 1e9  # gradient that belongs to a part (1e9: none does)
+    shadow: float = 0.4  # darker than the belt down to this share, in the same hue: shadow
+    close: int = 13  # pixels bridged
+    rim: int = 8  # pixels beside edges and holes that a bevel takes
     blur: float = 1.2  # against texture
-    surface: int = 31  # window of the smoothed surface
-    deviates: float = 4.0  # deviation from it in the part's own deviations
-    join: int = 7  # pixels between a dent's bright and dark side
-    grain: int = 40  # smallest defect, pixels
-    long: float = 3.0  # length over width from which a defect is a scratch
+    surface: int = 21  # window of the smoothed surface
+    deviates: float = 8.0  # deviation from it in the part's own deviations
+    join: int = 11  # pixels between a dent's bright and dark side
+    grain: int = 90  # smallest defect, pixels
+    long: float = 2.2  # length over width from which a defect is a scratch
     two_sided: float = 0.3  # smaller over larger of bright and dark area from which it is a dent
     roundness: float = 0.7  # area over that of the enclosing circle from which a blob is a hole
     symmetry: float = 8.0  # pixels by which a hole may miss its mirror image
 
 
 CHOICES = {
-    "stands_out": (3.0, 4.0, 5.0, 6.5, 8.0),
+    "stands_out": (2.0, 3.0, 4.0, 5.0, 6.5, 8.0),
     "edge": (25.0, 35.0, 45.0, 60.0, 1e9),
     "shadow": (0.4, 0.55, 0.7, 1.0),
     "close": (5, 9, 13),
-    "rim": (4, 6, 8),
+    "rim": (5, 8, 10),
     "blur": (0.8, 1.2, 1.8),
-    "surface": (21, 31, 45),
-    "deviates": (3.0, 4.0, 5.0, 6.5, 8.0),
+    "surface": (15, 21, 31, 45),
+    "deviates": (4.0, 5.0, 6.5, 8.0, 10.0),
     "join": (5, 7, 11, 15),
-    "grain": (25, 40, 60, 90),
-    "long": (2.2, 3.0, 4.0),
+    "grain": (40, 60, 90, 130),
+    "long": (1.8, 2.2, 3.0, 4.0),
     "two_sided": (0.15, 0.3, 0.45),
     "roundness": (0.6, 0.7, 0.8),
     "symmetry": (5.0, 8.0, 12.0),

@@ -113,6 +113,7 @@ def main() -> None:
         "parameters": int(model.count_params()),
         "rendered_and_trained_s": trained_s,
         "exported_s": round(time.monotonic() - started) - trained_s,
+        "cpu_s": round(sum(os.times()[:4])),  # all threads and children: what the others left
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "packages": {name: installed[name] for name in PACKAGES if name in installed},
