@@ -16,6 +16,8 @@ Stores are ordered by `Order`: x86 keeps them so by itself, Arm does not.
 
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -305,13 +307,12 @@ class Ring:
     def account(self) -> Account:
         """The camera's account, this being its newest ring."""
         while True:
-            decided, overrun = self.decided, self._totals.overrun
-            totals = last, *counts = self._totals.committed(decided)
+            covered, overrun = self._covered(), self._totals.overrun
+            totals = last, *counts = self._totals.committed(covered)
             written = self.written
             self._order()
-            # The totals too: in an older ring frames are decided without moving `decided` here.
-            now = self.decided, self._totals.overrun, self._totals.committed(decided)
-            if now == (decided, overrun, totals):
+            now = self._covered(), self._totals.overrun, self._totals.committed(covered)
+            if now == (covered, overrun, totals):
                 return Account(
                     captured=written + overrun,
                     **dict(zip(COUNTS, counts, strict=True)),
@@ -370,13 +371,14 @@ class Ring:
             gap = sequence > decided + 1 and self.shape.policy is Policy.EVERY
             if gap or not decided < sequence <= self.written:
                 raise FencedError(f"{self.camera}: frame {sequence} can't follow {decided}")
-            last, *counts = self._totals.committed(decided)
+            covered = self._covered()
+            self._check_order_of_rings(covered)
+            last, *counts = self._totals.committed(covered)
             passed = sequence - last - 1
-            self._check_order_of_rings(last)
             counts[COUNTS.index(kind)] += 1
             counts[COUNTS.index("torn")] += min(torn, passed)
             counts[COUNTS.index("skipped")] += passed - min(torn, passed)
-            self._totals.stage(decided, (sequence, *counts))
+            self._totals.stage(covered, (sequence, *counts))
 
             at, start = self._entry(sequence), self._entry(sequence) * 8 + ENTRY_HEAD
             self._words[at] = 0
@@ -389,21 +391,32 @@ class Ring:
             self._order()
             self._words[_DECIDED] = sequence
 
-    def _check_order_of_rings(self, last: int) -> None:
+    def _check_order_of_rings(self, covered: int) -> None:
         if self.successor and self._totals.newest > self.written:
             raise FencedError(f"{self.camera}: frames of ring {self.successor} are decided already")
-        if last >= self.base:
-            return
-        for generation in generations(self.path.parent, self.camera):
+        if covered < self.base:
+            for ring in self._older():
+                if not ring.drained:
+                    first = ring.generation
+                    raise FencedError(f"{self.camera}: ring {first} is to be decided first")
+
+    def _covered(self) -> int:
+        """Up to where totals count: `decided` of the ring in which was decided last."""
+        if self.decided == self.base:
+            for ring in self._older():
+                return ring._covered()
+        return self.decided
+
+    def _older(self) -> Iterator["Ring"]:
+        """The rings before this one that are still there, newest first."""
+        for generation in reversed(generations(self.path.parent, self.camera)):
+            path = self.path.with_name(f"{self.camera}.{generation}")
             if generation < self.generation:
-                older = self.path.with_name(f"{self.camera}.{generation}")
-                try:
-                    with Ring(older, self._totals.path, writable=False) as ring:
-                        drained = ring.drained
-                except FileNotFoundError:  # removed meanwhile, so it was
-                    continue
-                if not drained:
-                    raise FencedError(f"{self.camera}: ring {generation} is to be decided first")
+                with (
+                    suppress(FileNotFoundError),
+                    Ring(path, self._totals.path, writable=False) as r,
+                ):
+                    yield r
 
     # -- places ------------------------------------------------------------------------------
 
@@ -424,10 +437,15 @@ def generations(rings: Path, camera: str) -> list[int]:
     return sorted(int(number) for name, _, number in names if name == camera and number.isdigit())
 
 
-def remove_drained(rings: Path, accounts: Path, camera: str) -> None:
-    """Remove those older rings of a camera in which nothing is left to decide."""
-    for generation in generations(rings, camera)[:-1]:
+def remove_drained(rings: Path, accounts: Path, camera: str) -> bool:
+    """Remove those older rings of a camera in which nothing is left to decide, and from which a
+    lane has moved on: until then their `decided` tells which totals count. Returns whether older
+    rings are left."""
+    moved_on = False
+    for generation in reversed(generations(rings, camera)):
         with Ring.open(rings, accounts, camera, generation) as ring:
-            done = ring.drained
+            done = ring.drained and (moved_on or ring.decided == ring.written)
+            moved_on = moved_on or ring.decided > ring.base
         if done:
             ring.path.unlink(missing_ok=True)
+    return len(generations(rings, camera)) > 1

@@ -31,6 +31,7 @@ class Capture:
         self._camera: Camera = service.config.cameras[name]
         self._source = make(service.config, self._camera)
         self._state = CameraState.CONNECTING
+        self._older_rings = False  # whether some may be left to remove
         every, live = self._camera.policy is Policy.EVERY, SOURCES[self._camera.source].live
         self._waits = self._camera.fps == "max" or (every and not live)
         self._drops = every and not self._waits
@@ -110,7 +111,7 @@ class Capture:
         paths = self._service.paths
         shape = Shape(width, height, 3, self._camera.slots, self._camera.policy)
         ring = Ring.attach(paths.rings, paths.accounts, self._name, shape)
-        remove_drained(paths.rings, paths.accounts, self._name)
+        self._older_rings = True
         return ring
 
     def _period_ns(self, format: Format) -> int:
@@ -131,6 +132,9 @@ class Capture:
         )
 
     def _beat(self) -> None:
+        if self._older_rings:
+            paths = self._service.paths
+            self._older_rings = remove_drained(paths.rings, paths.accounts, self._name)
         self._service.beat(ProcessState.RUNNING, camera=self._state)
 
     def _sleep(self, seconds: float) -> None:
