@@ -32,7 +32,9 @@ class VideoSource:
     def _rewind(self) -> None:
         """Open anew: seeking to frame 0 is inexact in some containers."""
         self._frames = 0
-        if not self._capture.open(str(self._path), cv2.CAP_FFMPEG):
+        # One thread: more of them decode whole frames ahead, which is latency and memory.
+        one = [cv2.CAP_PROP_N_THREADS, 1]
+        if not self._capture.open(str(self._path), cv2.CAP_FFMPEG, one):
             raise SourceError(f"{self._path}: not a video that can be opened")
 
     def read(self, into: Picture) -> Stamp | None:
