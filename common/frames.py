@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Self
 
 from common.account import COUNTS, Account, Order, Totals, allocate, map_file
-from common.errors import FencedError, RingError, RingFullError
+from common.errors import FencedError, RingError, RingFullError, RingGoneError
 from common.states import Policy
 
 MAGIC = int.from_bytes(b"VIGILRNG", "little")
@@ -190,12 +190,13 @@ class Ring:
         """A ring for a lane (`writable`) or for looking.
 
         Raises:
-            RingError: there is none of that generation, or the file is not a ring.
+            RingGoneError: there is none of that generation (any more).
+            RingError: the file is not a ring.
         """
         try:
             return cls(rings / f"{camera}.{generation}", accounts / camera, writable=writable)
         except FileNotFoundError as error:
-            raise RingError(f"{camera}: no ring {generation} in {rings}") from error
+            raise RingGoneError(f"{camera}: no ring {generation} in {rings}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -227,6 +228,11 @@ class Ring:
     @property
     def fence(self) -> int:
         return self._words[_FENCE]
+
+    @property
+    def attempted(self) -> tuple[int, int]:
+        """The sequence that was given to an engine last, and how often it was."""
+        return self._words[_ATTEMPT], self._words[_ATTEMPTS]
 
     @property
     def successor(self) -> int:
@@ -380,6 +386,10 @@ class Ring:
             counts[COUNTS.index("skipped")] += passed - min(torn, passed)
             self._totals.stage(covered, (sequence, *counts))
 
+            # An entry that a killed lane wrote and did not commit must not count now.
+            for passed_over in range(max(decided, sequence - JOURNAL) + 1, sequence):
+                if self._words[self._entry(passed_over)] == passed_over:
+                    self._words[self._entry(passed_over)] = 0
             at, start = self._entry(sequence), self._entry(sequence) * 8 + ENTRY_HEAD
             self._words[at] = 0
             self._order()

@@ -152,6 +152,17 @@ def test_the_longest_result_fits_and_one_byte_more_changes_nothing(paths: Paths)
     assert entry.result == longest
 
 
+def test_an_entry_that_was_never_committed_is_gone_once_its_frame_is_skipped(paths: Paths) -> None:
+    ring = attach(paths, LATEST)
+    write(ring, 3)
+    decide(ring, 2)
+    ring._words[4 * 8] = 0  # as though the lane had been killed just before its last store
+    assert ring.entry(2) is None
+    decide(ring, 3)
+    assert ring.entry(2) is None
+    assert counts(ring) == {"captured": 3, "inferred": 1, "skipped": 2}
+
+
 # -- who may decide ------------------------------------------------------------------------------
 
 
