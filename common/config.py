@@ -156,6 +156,8 @@ class _File:
         expected, _, place = message.partition(" - at `$.")
         key = re.split(r"[.\[`]", place)[0]
         expected = expected.removeprefix("Expected ").replace("`", "")
+        if expected.startswith("Invalid enum value"):
+            expected = _words(row, key)
         return self.error((section, name, key), table.get(key, table), expected)
 
     def error(self, key: tuple[str, ...], value: object, expected: str) -> ConfigError:
@@ -167,16 +169,37 @@ class _File:
         )
 
     def _line(self, key: tuple[str, ...]) -> int | None:
-        """The line of a key, or of its table; None where neither is written plainly."""
+        """The line of a key, or of what it is in; None where neither is written plainly."""
         table: tuple[str, ...] = ()
-        fallback = None
+        nearest, line_of_it = 0, None
         for number, line in enumerate(self.text.splitlines(), start=1):
-            if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
-                table = tuple(part.strip(" \"'") for part in header[1].split("."))
-                if table == key[: len(table)]:
-                    fallback = number
+            if header := re.match(r"\s*\[\[?\s*([^\[\]]+?)\s*\]", line):
+                written = table = _parts(header[1])
             elif assignment := re.match(r"\s*([\w.\"'-]+)\s*=", line):
-                parts = tuple(part.strip(" \"'") for part in assignment[1].split("."))
-                if (*table, *parts) == key:
-                    return number
-        return fallback
+                written = (*table, *_parts(assignment[1]))
+            else:
+                continue
+            depth = min(len(written), len(key))
+            if depth > nearest and written[:depth] == key[:depth]:
+                nearest, line_of_it = depth, number
+        return line_of_it
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    return tuple(part.strip(" \"'") for part in key.split("."))
+
+
+def _words(row: type[_Section], key: str) -> str:
+    """What a key that takes words may say."""
+    info = msgspec.inspect.type_info(row)
+    assert isinstance(info, msgspec.inspect.StructType)
+    kind = next(field.type for field in info.fields if field.name == key)
+    kinds = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+    words: list[object] = []
+    for kind in kinds:
+        if isinstance(kind, msgspec.inspect.EnumType):
+            words += [member.value for member in kind.cls]
+        elif isinstance(kind, msgspec.inspect.LiteralType):
+            words += kind.values
+    number = any(isinstance(kind, msgspec.inspect.FloatType) for kind in kinds)
+    return f"{'a number or ' * number}one of {', '.join(json.dumps(word) for word in words)}"
