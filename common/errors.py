@@ -33,6 +33,10 @@ class RingFullError(RingError):
     """Under `every`, the frame to be overwritten is not decided yet."""
 
 
+class RingGoneError(RingError):
+    """There is no such ring: it was never made, or is drained and removed."""
+
+
 class FencedError(VigilError):
     """A decision was refused: another epoch holds the ring's fence, or the frame is decided."""
 

@@ -45,7 +45,10 @@ class System:
         self.environment = os.environ | {"VIGIL_CONFIG": str(self.config)}
 
     def until_valid(self, timeout_s: float = 60) -> None:
-        until(lambda: self.says("First valid result"), timeout_s, "a first valid result")
+        try:
+            until(lambda: self.says("First valid result"), timeout_s, "a first valid result")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output.read_text()}") from error
 
     def says(self, text: str) -> bool:
         assert self.runner.poll() is None, self.output.read_text()

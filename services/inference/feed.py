@@ -1,9 +1,13 @@
 """One camera as a lane sees it: which ring, which frame next, and the right to decide there."""
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Camera
+from common.errors import RingGoneError
 from common.frames import Ring, generations
 from common.paths import Paths
 from common.states import Policy
@@ -25,9 +29,9 @@ class Feed:
     def highest_fence(self) -> int:
         """Over the camera's rings, whoever wrote them."""
         highest = 0
-        for generation in generations(self._paths.rings, self.name):
-            with self._open(generation) as ring:
-                highest = max(highest, ring.fence)
+        for ring in self._rings():
+            highest = max(highest, ring.fence)
+            ring.close()
         return highest
 
     def go_live(self, epoch: int) -> None:
@@ -38,10 +42,7 @@ class Feed:
         """Follow the camera to its next ring once nothing is left to decide in this one."""
         if self.ring is not None and (self._on_the_way or not self.ring.drained):
             return
-        for generation in generations(self._paths.rings, self.name):
-            if self.ring is not None and generation <= self.ring.generation:
-                continue
-            ring = self._open(generation)
+        for ring in self._rings(after=0 if self.ring is None else self.ring.generation):
             if ring.drained:
                 ring.close()
                 continue
@@ -52,13 +53,21 @@ class Feed:
             self._taken = max(self._taken, ring.decided)
             return
 
-    def _open(self, generation: int) -> Ring:
+    def _rings(self, after: int = 0) -> Iterator[Ring]:
+        """The camera's rings, oldest first, but those that capture removes meanwhile."""
         paths = self._paths
-        return Ring.open(paths.rings, paths.accounts, self.name, generation, writable=True)
+        for generation in generations(paths.rings, self.name):
+            if generation > after:
+                with suppress(RingGoneError):
+                    yield Ring.open(
+                        paths.rings, paths.accounts, self.name, generation, writable=True
+                    )
 
     @property
     def next_sequence(self) -> int | None:
         """The frame to judge next, None while there is none."""
+        if self.ring is not None and self.ring.successor:
+            self.refresh()
         if self.ring is None:
             return None
         written = self.ring.written

@@ -9,11 +9,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
+from common.frames import Ring
 from common.paths import PROJECT, Paths
+from tests.onnx_files import save
 from tests.support import Journal, System, balanced, until
 
 Start = Callable[[str], System]
@@ -145,3 +149,76 @@ def test_no_room_in_the_tmpfs(paths: Paths, tmp_path: Path) -> None:
     assert '"small": {"captured"' in output
     assert '"large": null' in output
     assert done.returncode == 0, output
+
+
+def test_a_frame_that_kills_two_lanes(system: Start, paths: Paths, tmp_path: Path) -> None:
+    """It is committed as failed and not tried a third time; the next frame is judged."""
+    model = slow_classifier(tmp_path / "slow")
+    line = system(f"""
+    [cameras.belt]
+    source = "virtual"
+    prerender = 2
+    fps = "max"
+    policy = "every"
+    stale_after_s = 60
+    [groups.main]
+    model = "{model}"
+    """)
+    journal = Journal(paths, "belt")
+    line.until_valid()
+    frame = 0
+    for attempt in (1, 2):
+        lane = until(partial(line.process, "inference-main-a"), 30, "the lane runs")
+        frame = until(partial(in_the_engine, paths, attempt, frame), 30, "a frame in the engine")
+        lane.kill()
+        lane.wait()
+    until(lambda: len(journal.results) > frame, 60, "the next frame is judged")
+    results = journal.stop()
+    assert [result.sequence for result in results] == list(range(1, len(results) + 1))
+    assert results[frame - 1].validity == "failed"
+    assert "killed the process twice" in results[frame - 1].reason
+    assert results[frame].validity == "valid"
+    account = line.stop()["cameras"]["belt"]
+    assert balanced(account)
+    assert account["failed"] == 1
+    assert "could not be judged" in line.output.read_text()
+
+
+def in_the_engine(paths: Paths, attempt: int, frame: int) -> int | None:
+    """The frame that is in the engine for that attempt (`frame` from the second on)."""
+    with Ring.open(paths.rings, paths.accounts, "belt", 1) as ring:
+        tried, count = ring.attempted
+        now = tried > ring.decided and count == attempt and frame in (0, tried)
+        return tried if now else None
+
+
+def slow_classifier(folder: Path) -> Path:
+    """A bundle: half a second an inference or more, so that a kill finds a frame in the engine."""
+    size, steps = 1024, 40
+    nodes: list[Any] = [
+        ("ReduceMean", ["x"], ["mean"], {"keepdims": 0}),
+        ("Mul", ["mean", "w"], ["m0"], {}),
+        *(("MatMul", [f"m{i}", "w"], [f"m{i + 1}"], {}) for i in range(steps)),
+        ("Slice", [f"m{steps}", "zero", "three", "axis"], ["row"], {}),
+        ("Slice", ["row", "zero", "one", "rows"], ["logits"], {}),
+        ("Softmax", ["logits"], ["y"], {}),
+    ]
+    constants = {
+        "w": np.eye(size, dtype=np.float32),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "three": np.array([3]),
+        "axis": np.array([1]),
+        "rows": np.array([0]),
+    }
+    folder.mkdir()
+    save(folder / "slow.onnx", nodes, (1, 3), constants=constants)
+    (folder / "manifest.toml").write_text("""
+    name = "slow"
+    version = "1"
+    release = 1
+    variants = [{runtime = "onnxruntime", file = "slow.onnx"}]
+    input = {colour = "rgb", resize = "stretch", scale = 255}
+    decoder = {kind = "classification", activation = "none"}
+    """)
+    return folder
