@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -184,6 +185,44 @@ def test_a_frame_that_kills_two_lanes(system: Start, paths: Paths, tmp_path: Pat
     assert "could not be judged" in line.output.read_text()
 
 
+def test_a_model_that_cannot_judge_a_frame(system: Start, paths: Paths, tmp_path: Path) -> None:
+    """NaN on dark pictures: each of those is `failed`, none says "nothing there"; others go on."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, grey in enumerate((200, 0, 180, 0, 220)):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((48, 64, 3), grey, np.uint8))
+    nodes: list[Any] = [
+        ("ReduceMean", ["x"], ["mean"], {"axes": [2, 3], "keepdims": 0}),
+        ("Sub", ["mean", "dark"], ["above"], {}),
+        ("Log", ["above"], ["logits"], {}),
+        ("Softmax", ["logits"], ["y"], {}),
+    ]
+    model = bundle(tmp_path / "log", nodes, {"dark": np.float32([0.2])})
+    line = system(f"""
+    [cameras.belt]
+    source = "folder"
+    path = "{folder}"
+    fps = 20
+    loop = false
+    policy = "every"
+    [groups.main]
+    model = "{model}"
+    """)
+    journal = Journal(paths, "belt")
+    until(lambda: len(journal.results) >= 5, 30, "every picture judged")
+    results = journal.stop()
+    assert [result.validity for result in results] == [
+        "valid",
+        "failed",
+        "valid",
+        "failed",
+        "valid",
+    ]
+    assert all("nan" in result.reason.lower() for result in results if result.validity == "failed")
+    account = line.stop()["cameras"]["belt"]
+    assert (account["inferred"], account["failed"], account["in_flight"]) == (3, 2, 0)
+
+
 def in_the_engine(paths: Paths, attempt: int, frame: int) -> int | None:
     """The frame that is in the engine for that attempt (`frame` from the second on)."""
     with Ring.open(paths.rings, paths.accounts, "belt", 1) as ring:
@@ -211,13 +250,18 @@ def slow_classifier(folder: Path) -> Path:
         "axis": np.array([1]),
         "rows": np.array([0]),
     }
+    return bundle(folder, nodes, constants)
+
+
+def bundle(folder: Path, nodes: list[Any], constants: dict[str, Any]) -> Path:
+    """A classifier of three classes as a bundle folder."""
     folder.mkdir()
-    save(folder / "slow.onnx", nodes, (1, 3), constants=constants)
+    save(folder / "model.onnx", nodes, (1, 3), constants=constants)
     (folder / "manifest.toml").write_text("""
-    name = "slow"
+    name = "made"
     version = "1"
     release = 1
-    variants = [{runtime = "onnxruntime", file = "slow.onnx"}]
+    variants = [{runtime = "onnxruntime", file = "model.onnx"}]
     input = {colour = "rgb", resize = "stretch", scale = 255}
     decoder = {kind = "classification", activation = "none"}
     """)

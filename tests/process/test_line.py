@@ -58,6 +58,28 @@ def test_default_runs_and_reports(paths: Paths) -> None:
     assert not paths.run.exists(), "left behind in shared memory"
 
 
+def test_stale_results_are_not_valid(paths: Paths) -> None:
+    """Frames older than the limit are judged, but say so; a line without a valid result fails."""
+    config = paths.root / "vigil.toml"
+    config.write_text(VIRTUAL.replace("fps = 20", "fps = 20\nstale_after_s = 0.0001"))
+    journal = Journal(paths, "belt")
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.runner", "--seconds", "5", "--config", config],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    results = journal.stop()
+    assert done.returncode == 1
+    assert "no valid result" in done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["first_valid_s"] is None
+    assert report["cameras"]["belt"]["inferred"] > 0
+    assert {result.validity for result in results} == {"stale"}
+    assert all("s old" in result.reason for result in results)
+
+
 def test_every_frame_of_a_video(system: Start, paths: Paths, shared_data: Path) -> None:
     """1,189 frames of a bottling line through SSD MobileNet: each judged once, counts as known."""
     model = shared_data / "models/tflite/coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
