@@ -15,6 +15,7 @@ from common import topics
 from common.messages import Message
 
 QUEUE = 256  # messages kept for a slow reader at either end, then the newest are dropped
+_DRAIN = 4 * QUEUE
 _RECONNECT_MS = 100
 _decoders: dict[type[Message], msgspec.msgpack.Decoder[Message]] = {}
 
@@ -77,8 +78,9 @@ class Subscriber:
             self.socket.connect(endpoint)
 
     def drain(self) -> Iterator[tuple[str, bytes]]:
-        """All messages that have arrived, oldest first, without waiting."""
-        while True:
+        """The messages that have arrived, oldest first, without waiting; not for ever, where they
+        come faster than they are used."""
+        for _ in range(_DRAIN):
             try:
                 topic, body = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
