@@ -1,6 +1,7 @@
 """Files that survive a power cut: everyone who persists writes through here."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import StorageError
@@ -26,6 +27,8 @@ def write(path: Path, content: bytes, mode: int = 0o640) -> None:
         new.rename(path)
         sync_folder(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            new.unlink()
         raise StorageError(f"{path}: can't be written: {error.strerror}") from error
 
 

@@ -30,7 +30,7 @@ class Paths:
     def under(root: Path) -> "Paths":
         root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow ROOT/run
         if run := os.environ.get("VIGIL_RUN"):
-            return Paths(root, Path(run))
+            return Paths(root, Path(os.path.abspath(run)))  # noqa: PTH100
         if _is_tmpfs(root / "run"):
             return Paths(root, root / "run")
         digest = f"{zlib.crc32(os.fsencode(root)):08x}"

@@ -17,7 +17,7 @@ import zmq
 
 from common import bus, config
 from common.bus import Publisher, Subscriber
-from common.errors import AlreadyRunningError, VigilError
+from common.errors import AlreadyRunningError, NotRunningError, VigilError
 from common.messages import Beat, Event
 from common.paths import Paths
 from common.states import ProcessState, Severity
@@ -45,8 +45,7 @@ class Service:
         self._publisher = Publisher(self.context, self.paths.endpoint(name))
         self.publish = self._publisher.publish
         self.publish_bytes = self._publisher.publish_bytes
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        self._handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGTERM, signal.SIGINT)}
 
     def __enter__(self) -> Self:
         return self
@@ -57,6 +56,8 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         self._publisher.close()
         self.context.destroy(linger=0)
         os.close(self._lock)
@@ -168,9 +169,16 @@ def _die_with_supervisor() -> None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ask only now: had it died before prctl, no signal would come.
-    pid = int((Paths.from_environment().run / "supervisord.pid").read_text())
+    pidfile = Paths.from_environment().run / "supervisord.pid"
+    try:
+        pid = int(pidfile.read_text())
+    except (FileNotFoundError, ValueError):
+        raise NotRunningError(
+            f"{pidfile}: no supervisord runs there, though SUPERVISOR_ENABLED says so; unset it to "
+            "run this process by itself"
+        ) from None
     if os.getppid() != pid:
-        raise VigilError(f"supervisord {pid} is gone; this process will not run alone")
+        raise NotRunningError(f"supervisord {pid} is gone; this process will not run alone")
 
 
 def _rss_bytes() -> int:
