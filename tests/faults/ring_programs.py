@@ -1,4 +1,4 @@
-"""The processes of tests/faults/test_ring_kills.py: `python -m tests.faults.ring_programs NAME ...`.
+"""The processes of test_ring_kills.py: `python -m tests.faults.ring_programs NAME ARGUMENT...`.
 
 A picture is its sequence number, repeated: whoever reads another one than it asked for knows it.
 """

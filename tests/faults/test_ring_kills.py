@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -67,7 +66,7 @@ class Line:
         self.live.stdin.flush()
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        assert process.poll() is None, f"ended by itself: {process.args}"
+        assert process.poll() is None, f"ended by itself: {process.args!r}"
         process.kill()
         process.wait()
 
@@ -171,9 +170,9 @@ def check(line: Line) -> None:
     epochs = [epoch for epoch, _ in line.decisions.values()]
     assert epochs == sorted(epochs)  # who was replaced decides no more
     announced = [
-        tuple(map(int, text.split()))
-        for log in Path(paths.run).glob("log.*")
-        for text in log.read_text().splitlines()
+        (int(sequence), int(epoch))
+        for log in paths.run.glob("log.*")
+        for sequence, epoch in (text.split() for text in log.read_text().splitlines())
     ]
     assert len(announced) == len({sequence for sequence, _ in announced})  # none of them twice
     assert {n: line.decisions[n][0] for n, _ in announced} == dict(announced)
