@@ -19,6 +19,13 @@ def conv(x: tf.Tensor, channels: int, size: int = 3, stride: int = 1) -> tf.Tens
     return layers.ReLU()(layers.BatchNormalization(momentum=0.97)(x))
 
 
+def around(x: tf.Tensor) -> tf.Tensor:
+    """The same with what lies around it, up to the size of a part, for few weights."""
+    wide = layers.DepthwiseConv2D(5, padding="same", use_bias=False)(x)
+    wide = layers.BatchNormalization(momentum=0.97)(wide)
+    return layers.Add()([x, conv(wide, x.shape[-1], 1)])
+
+
 def head(x: tf.Tensor, classes: int) -> list[tf.Tensor]:
     """Box, objectness and classes of each cell, [B, cells, 4 | 1 | classes], before sigmoid."""
     rare = keras.initializers.Constant(-4.0)
@@ -38,8 +45,8 @@ def build(classes: int) -> keras.Model:
     x = conv(x, 20)
     x = conv(x, 32, stride=2)
     fine = conv(conv(x, 32), 32)
-    x = conv(fine, 44, stride=2)
-    coarse = conv(x, 44)
+    x = conv(fine, 42, stride=2)
+    coarse = around(conv(x, 42))
     x = layers.UpSampling2D()(conv(coarse, 32, 1))
     x = conv(conv(layers.Add()([x, fine]), 32), 32)
     levels = [head(x, classes), head(conv(coarse, 32, 1), classes)]
@@ -112,7 +119,7 @@ def other_light(pictures: tf.Tensor) -> tf.Tensor:
     x = x * gain * tf.image.resize(field, (HEIGHT, WIDTH))
     grey = tf.reduce_mean(x, -1, keepdims=True)
     x = grey + (x - grey) * tf.random.uniform((n, 1, 1, 1), 0.4, 1.3)
-    x += tf.random.normal(tf.shape(x)) * tf.random.uniform((n, 1, 1, 1), 0, 4)
+    x += tf.random.normal((1, HEIGHT, WIDTH, 3)) * tf.random.uniform((n, 1, 1, 1), 0, 4)
     return tf.clip_by_value(x, 0.0, 255.0)
 
 

@@ -19,13 +19,18 @@ from services.capture.sprite import RADIUS, Box, Picture, Sprite, make_sprite
 __all__ = ["DOMAINS", "LABELS", "Scene", "Thing"]
 
 VISIBLE = 0.6  # of its box inside the picture: from here on a thing is truth
+WHOLE = 0.9  # of a part inside the picture: from here on one can tell where it lacks a hole
 PITCH = 214.0  # between columns of parts, pixels at 640x480
 GAIN_ONE = 112  # the light's unit in its uint8 map, so that lamps reach 2.3 times the mean
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a frame: its whole box, also outside the picture, and the share inside it."""
+    """One thing of a frame: its whole box, also outside the picture, and the share inside it.
+
+    Where a hole is missing nobody can tell from a part that is cut: none of it counts as visible
+    then.
+    """
 
     label: str
     box: Box
@@ -113,12 +118,17 @@ class Scene:
         """Everything of frame `index` of which any part is inside the picture."""
         found = []
         for sprite, x, y in self._laid(index):
+            whole = 0.0  # share of the part, the first of the sprite's things
             for label, (x1, y1, x2, y2) in sprite.things:
                 box = (x1 + x, y1 + y, x2 + x, y2 + y)
                 left, top, right, bottom = clip(box, self.width, self.height)
                 inside = max(0.0, right - left) * max(0.0, bottom - top)
+                visible = inside / ((x2 - x1) * (y2 - y1))
+                whole = visible if label == "part" else whole
+                if label == "missing_hole" and whole < WHOLE:
+                    visible = 0.0
                 if inside > 0:
-                    found.append(Thing(label, box, inside / ((x2 - x1) * (y2 - y1))))
+                    found.append(Thing(label, box, visible))
         return tuple(found)
 
     def _dice(self, *key: int) -> Dice:

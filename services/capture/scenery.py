@@ -76,17 +76,17 @@ def plate() -> Shape:
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     corner = np.array([[0.66, 0.46]]) * np.sign(np.stack([np.cos(turn), np.sin(turn)], 1) + 1e-9)
     outline = corner + 0.14 * np.stack([np.cos(turn), np.sin(turn)], 1)
-    holes = [(x, y, 0.125) for x in (-0.57, 0.57) for y in (-0.37, 0.37)]
+    holes = [(x, y, 0.13) for x in (-0.57, 0.57) for y in (-0.37, 0.37)]
     return Shape(outline.astype(np.float32), ((0.0, 0.0, 0.2), *holes), 4)
 
 
 def disc(bolts: int) -> Shape:
-    return Shape(polar(np.full(72, 0.97)), ((0, 0, 0.24), *ring(bolts, 0.63, 0.125)), bolts)
+    return Shape(polar(np.full(72, 0.97)), ((0, 0, 0.24), *ring(bolts, 0.63, 0.135)), bolts)
 
 
 def gear() -> Shape:
     teeth = np.tile([0.87, 0.87, 1.0, 1.0], 16)
-    return Shape(polar(teeth), ((0, 0, 0.22), *ring(3, 0.55, 0.13)), 3)
+    return Shape(polar(teeth), ((0, 0, 0.22), *ring(4, 0.56, 0.135)), 4)
 
 
 def bracket() -> Shape:
@@ -183,6 +183,16 @@ def matt(dice: Dice, u: Field, v: Field) -> Field:
 def grooved(dice: Dice, u: Field, v: Field) -> Field:
     groove = np.maximum(0, np.cos(2 * np.pi * v / dice.uniform(18, 40)) - 0.8) * 5
     return (1 - dice.uniform(0.15, 0.3) * groove + 0.04 * fine(dice, u)).astype(np.float32)
+
+
+def ribbed(dice: Dice, u: Field, v: Field) -> Field:
+    wave = np.sin(2 * np.pi * u / dice.uniform(10, 60)) ** 3
+    return 1 + dice.uniform(0.08, 0.25) * wave + 0.04 * fine(dice, u)
+
+
+def speckled(dice: Dice, u: Field, v: Field) -> Field:
+    spots = (coarse(dice, u, dice.below(40, 130)) > dice.uniform(0.6, 1.4)).astype(np.float32)
+    return 1 + dice.uniform(-0.2, 0.3) * spots + 0.04 * fine(dice, u)
 
 
 def diamond(dice: Dice, u: Field, v: Field) -> Field:
@@ -298,7 +308,7 @@ def forked(dice: Dice) -> list[Points]:
 
 def dashed(dice: Dice) -> list[Points]:
     line = bent(dice, lambda t: 0.1 * t**2, 36, 58)
-    return [line[:7], line[10:]]
+    return [line[:8], line[9:]]
 
 
 def contour(dice: Dice, low: float, high: float, lobes: dict[int, float]) -> Points:
@@ -311,28 +321,28 @@ def contour(dice: Dice, low: float, high: float, lobes: dict[int, float]) -> Poi
 
 
 def round_dent(dice: Dice) -> list[Points]:
-    return [contour(dice, 9, 14, {})]
+    return [contour(dice, 10, 15, {})]
 
 
 def oval_dent(dice: Dice) -> list[Points]:
-    return [contour(dice, 10, 14, {2: dice.uniform(0.15, 0.3)})]
+    return [contour(dice, 11, 15, {2: dice.uniform(0.15, 0.3)})]
 
 
 def twin_dent(dice: Dice) -> list[Points]:
-    first = contour(dice, 7, 9, {})
+    first = contour(dice, 8, 10, {})
     return [first, first + turned_by(np.array([[10.0, 0.0]]), dice.uniform(0, 2 * np.pi))]
 
 
 def drop_dent(dice: Dice) -> list[Points]:
-    return [contour(dice, 10, 13, {1: 0.25, 2: 0.15})]
+    return [contour(dice, 11, 15, {1: 0.25, 2: 0.15})]
 
 
 def wedge_dent(dice: Dice) -> list[Points]:
-    return [contour(dice, 10, 14, {3: 0.16})]
+    return [contour(dice, 11, 15, {3: 0.16})]
 
 
 def square_dent(dice: Dice) -> list[Points]:
-    return [contour(dice, 10, 14, {4: 0.1})]
+    return [contour(dice, 11, 15, {4: 0.1})]
 
 
 def blot(dice: Dice) -> list[Points]:
@@ -400,7 +410,7 @@ DOMAINS = {
     "train": Domain(
         1,
         (brushed, turned, blasted, coated, milled),
-        (rubber, woven, matt, grooved),
+        (rubber, woven, matt, grooved, ribbed, speckled),
         (window, dome, pair, dusk),
         ((2700, 3600), (4400, 5200), (6600, 8000)),
         (straight, bowed, double, kinked),

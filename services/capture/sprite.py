@@ -14,8 +14,22 @@ Picture = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 
 RADIUS = (64.0, 84.0)  # of a part, to its furthest point, pixels at 640x480
-SMALLEST_SIDE = 18.0  # boxes of defects are widened to this: a level scratch has hardly a height
+SMALLEST_SIDE = 20.0  # boxes of defects are widened to this: a level scratch has hardly a height
 BEVEL = 1.6  # how steeply light and relief make bright and dark
+
+# Characters as an engraver draws them: lines of points x, y, in a field of 2 x 4 units. OpenCV's
+# own text would cost 10 MB of fonts in capture, and looks different in each of its versions.
+_CHARACTERS = (
+    "0020240400 0420", "011014", "002022020424", "00202404 0222", "000222 2024", "200002222404",
+    "200004242202", "002014", "0020240400 0222", "220200202404", "04002024 0222",
+    "0400201202 122404", "20000424", "00041423211000", "20000424 0212", "200004 0212",
+    "0004 2024 0222", "0004 200224", "000424", "0400122024", "04002420", "0400202202",
+    "0400202202 1224", "0020 1014", "0024 2004",
+)  # fmt: skip
+GLYPHS = [
+    [np.array([*map(int, line)], np.float32).reshape(-1, 2) for line in lines.split()]
+    for lines in _CHARACTERS
+]
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ class Part:
             families = self.domain.missing_hole
             trace = [line * np.float32(s) for line in dice.pick(families)(dice)]
             self.darken(stroke(self.size, trace, (x, y), 1), -dice.uniform(0.1, 0.3))
-            r = 1.3 * r
+            r = 1.6 * r  # the place and what is around it
             self.things.append(("missing_hole", (x - r, y - r, x + r, y + r)))
         self.solid = self.body * (1 - self.bored)
         self.relief += np.asarray(cv2.GaussianBlur(self.solid, (0, 0), 1.3 * s), np.float32)
@@ -97,14 +111,12 @@ class Part:
         at = self.place(11 * s)
         if at is None:
             return
-        text = "".join(dice.pick("ABCDEFHKLMNPRTX0123456789") for _ in range(4))
-        ink = np.zeros((n, n), np.uint8)
-        font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.3 * s
-        (w, h), _ = cv2.getTextSize(text, font, size, 1)
-        cv2.putText(ink, text, (int(at[0] - w / 2), int(at[1] + h / 2)), font, size, 255, 1, 16)
-        turn = cv2.getRotationMatrix2D(at, dice.uniform(0, 360), 1)
-        ink = np.asarray(cv2.warpAffine(ink, turn, (n, n)), np.uint8)
-        self.darken(ink.astype(np.float32) / 255, dice.pick([-0.4, 0.35]))
+        turn, amount = dice.uniform(0, 2 * np.pi), dice.pick([-0.4, 0.35])
+        lines = []
+        for place in (-4.5, -1.5, 1.5, 4.5):  # 4 characters, 3 units apart
+            for line in dice.pick(GLYPHS):
+                lines.append(turned_by((line + np.array([place - 1, -2])) * 1.5 * s, turn))
+        self.darken(stroke(n, lines, at, 1), amount)
 
     def spoil(self, label: str) -> None:
         """Add a scratch, dent or stain where there is room for it."""
@@ -119,7 +131,7 @@ class Part:
         middle = (middle.min(0) + middle.max(0)) / 2
         drawn = [(points - middle) * np.float32(s) for points in drawn]
         reach = max(float(np.hypot(*points.T).max()) for points in drawn)
-        at = self.place((0.5 if label == "scratch" else 0.75) * reach)
+        at = self.place((0.6 if label == "scratch" else 0.75) * reach)
         if at is None:
             return
         if label == "scratch":
@@ -130,9 +142,9 @@ class Part:
             self.relief -= 0.7 * mask
         elif label == "dent":
             mask = fill(self.size, drawn, at)
-            bowl = np.asarray(cv2.GaussianBlur(mask, (0, 0), 0.28 * reach), np.float32)
-            self.relief -= dice.uniform(2.0, 3.4) * bowl
-            self.darken(bowl, -dice.uniform(0.05, 0.2))
+            bowl = np.asarray(cv2.GaussianBlur(mask, (0, 0), 0.23 * reach), np.float32)
+            self.relief -= dice.uniform(2.8, 4.2) * bowl
+            self.darken(bowl, -dice.uniform(0.08, 0.22))
         else:
             mask = fill(self.size, drawn, at)
             soft = np.asarray(cv2.GaussianBlur(mask, (0, 0), s * dice.uniform(0.7, 2)), np.float32)
