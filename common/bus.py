@@ -76,20 +76,22 @@ class Subscriber:
             self.socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
         for endpoint in endpoints:
             self.socket.connect(endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(self.socket, zmq.POLLIN)
 
     def drain(self) -> Iterator[tuple[str, bytes]]:
         """The messages that have arrived, oldest first, without waiting; not for ever, where they
         come faster than they are used."""
         for _ in range(_DRAIN):
-            try:
-                topic, body = self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            # Asking is cheaper than an exception for each time that nothing is left.
+            if not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
+            topic, body = self.socket.recv_multipart(zmq.NOBLOCK)
             yield topic.decode(), body
 
     def wait(self, timeout_s: float) -> bool:
         """Whether something arrived within the time."""
-        return bool(self.socket.poll(round(timeout_s * 1000)))
+        return bool(self._poller.poll(round(timeout_s * 1000)))
 
     def close(self) -> None:
         self.socket.close()
