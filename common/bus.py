@@ -66,10 +66,9 @@ class Subscriber:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Iterable[str],
         prefixes: Iterable[str],
-        queue: int = QUEUE,
     ) -> None:
         self.socket = context.socket(zmq.SUB)
-        self.socket.setsockopt(zmq.RCVHWM, queue)
+        self.socket.setsockopt(zmq.RCVHWM, QUEUE)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         for prefix in prefixes:

@@ -71,6 +71,9 @@ class Paths:
             )
         return f"ipc://{path}"
 
+    def bell(self, process: str) -> Path:
+        return self.run / f"{process}.bell"
+
     def lock(self, process: str) -> Path:
         return self.run / f"{process}.lock"
 

@@ -21,7 +21,9 @@ class Kind:
     module: str
     per: str  # "camera", "lane" (of a group) or "device"
     role: str  # extra of pyproject.toml that holds what it imports
-    priority: int  # supervisord starts low numbers first and stops them last
+    priority: (
+        int  # supervisord starts low numbers first and stops them last: lanes judge to the end
+    )
     start_s: float  # from spawn to its first progress, model load included
     stop_s: float  # from SIGTERM to SIGKILL
     environment: str = ""  # as supervisord reads it
@@ -31,8 +33,8 @@ class Kind:
 _GIVE_BACK = 'MALLOC_MMAP_THRESHOLD_="131072",MALLOC_TRIM_THRESHOLD_="131072"'
 
 KINDS = (
-    Kind("capture", "services.capture.main", "camera", "vision", 100, 10.0, 5.0, _GIVE_BACK),
-    Kind("inference", "services.inference.main", "lane", "onnx or litert", 200, 60.0, 5.0),
+    Kind("inference", "services.inference.main", "lane", "onnx or litert", 100, 60.0, 5.0),
+    Kind("capture", "services.capture.main", "camera", "vision", 200, 10.0, 5.0, _GIVE_BACK),
 )
 
 LANES = ("a",)

@@ -15,8 +15,8 @@ from typing import Self
 
 import zmq
 
-from common import bus, config
-from common.bus import Publisher, Subscriber
+from common import config
+from common.bus import Publisher
 from common.errors import AlreadyRunningError, NotRunningError, VigilError
 from common.messages import Beat, Event
 from common.paths import Paths
@@ -66,13 +66,6 @@ class Service:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
         os.eventfd_write(self.wake_fd, 1)
-
-    def subscribe(
-        self, names: list[str], prefixes: list[str], queue: int = bus.QUEUE
-    ) -> Subscriber:
-        """Read topics that start with `prefixes` from the processes `names`."""
-        endpoints = [self.paths.endpoint(name) for name in names]
-        return Subscriber(self.context, endpoints, prefixes, queue)
 
     def beat(
         self, state: ProcessState, *, wait: str = "", wait_s: float = 0.0, **detail: str

@@ -1,4 +1,4 @@
-"""Capture: one process a camera. Pictures go straight into its ring; a message wakes readers."""
+"""Capture: one process a camera. Pictures go straight into its ring; a bell wakes the lanes."""
 
 import select
 import sys
@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from common.bus import Subscriber
+from common.bell import Bell, Ringer
 from common.config import Camera
 from common.errors import ConfigError
 from common.frames import Ring, Shape, remove_drained
@@ -17,7 +17,7 @@ from common.sources import SOURCES
 from common.states import CameraState, Policy, ProcessState, Severity
 from services.capture.source import Format, Picture, SizeChangedError, Stamp, make
 
-FULL_RING_TICK_S = 0.02  # decisions wake a waiting source; this is for a message that got lost
+FULL_RING_TICK_S = 0.1  # a full ring looks for room this often, also when no bell rings
 
 _NOTHING: Picture = np.empty((0, 0, 3), np.uint8)
 
@@ -35,10 +35,10 @@ class Capture:
         every, live = self._camera.policy is Policy.EVERY, SOURCES[self._camera.source].live
         self._waits = self._camera.fps == "max" or (every and not live)
         self._drops = every and not self._waits
-        self._decisions: Subscriber | None = None
-        if self._waits:
-            lanes = [lane_name(self._camera.group, lane) for lane in LANES]
-            self._decisions = service.subscribe(lanes, [f"result/{name}"], queue=2)
+        # Rung by lanes after each decision, for which a full ring waits.
+        self._bell = Bell(service.paths.bell(service.name)) if self._waits else None
+        lanes = [lane_name(self._camera.group, lane) for lane in LANES]
+        self._lanes = Ringer(map(service.paths.bell, lanes))
 
     def run(self) -> None:
         self._beat()
@@ -91,15 +91,15 @@ class Capture:
         return True
 
     def _wait_for_decision(self) -> None:
-        """Until a message or the tick says that the ring may have room."""
-        assert self._decisions is not None
-        self._decisions.wait(FULL_RING_TICK_S)
-        for _ in self._decisions.drain():
-            pass
+        """Until the bell or the tick says that the ring may have room."""
+        assert self._bell is not None
+        select.select([self._bell.fd, self._service.wake_fd], [], [], FULL_RING_TICK_S)
+        self._bell.heard()
 
     def _announce(self, stamp: Stamp) -> None:
         ring, filled_ns = self._ring, time.monotonic_ns()
         sequence = ring.publish(stamp.captured_ns, filled_ns)
+        self._lanes.ring()
         message = Frame(ring.generation, sequence, stamp.captured_ns, filled_ns)
         self._service.publish(f"frame/{self._name}", message)
         self._service.progress += 1
@@ -142,8 +142,9 @@ class Capture:
 
     def close(self) -> None:
         self._source.close()
-        if self._decisions:
-            self._decisions.close()
+        self._lanes.close()
+        if self._bell:
+            self._bell.close()
 
 
 def run(service: Service) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import zmq
 
 from common import bus
+from common.bell import Bell, Ringer
 from common.engine.bundle import open_bundle
 from common.engine.model import Model
 from common.engine.runtimes import Options
@@ -25,6 +26,7 @@ from services.inference.worker import Job, Worker
 
 LOAD_LIMIT_S = 60.0
 EARLY_NS = 1_000_000  # how much earlier than needed the next frame is prepared under `latest`
+SELDOM = 2.0  # frames that come this many inferences apart are inferred without the worker
 SMOOTHING = 0.1  # weight of the newest time in the running means
 
 
@@ -36,14 +38,15 @@ class Lane:
         self._worker = Worker(model)
         cameras = service.config.cameras_of(group)
         self._feeds = [Feed(name, service.config.cameras[name], service.paths) for name in cameras]
-        self._frames = service.subscribe(
-            [capture_name(name) for name in cameras], [f"frame/{name}" for name in cameras]
-        )
+        self._bell = Bell(service.paths.bell(service.name))  # rung by capture at each frame
+        captures = {name: service.paths.bell(capture_name(name)) for name in cameras}
+        self._captures = {name: Ringer([bell]) for name, bell in captures.items()}
         self._jobs: list[Job] = []  # in the worker's hands, oldest first: one runs, one waits
         self._free = list(range(Model.BUFFERS))
-        self._infer_ns = self._input_ns = 0.0  # running means
+        self._infer_ns = self._input_ns = self._interval_ns = 0.0  # running means
+        self._taken_ns = time.monotonic_ns()
         self._poller = zmq.Poller()
-        for readable in (self._frames.socket, self._worker.done_fd, service.wake_fd):
+        for readable in (self._bell.fd, self._worker.done_fd, service.wake_fd):
             self._poller.register(readable, zmq.POLLIN)
 
     def run(self) -> None:
@@ -58,12 +61,12 @@ class Lane:
                 refresh_ns = now + round(BEAT_S * 1e9)
                 self._refresh()
                 self._beat()
-            while job := self._worker.finished():
+            while self._jobs and (job := self._worker.finished()):
                 self._decide(job)
             wait_ns = self._prepare()
+            if self._bell.heard():  # what came while preparing is looked for once more
+                wait_ns = self._prepare()
             self._poller.poll(-(-wait_ns // 1_000_000))
-            for _ in self._frames.drain():
-                pass
         self._worker.stop()
         while job := self._worker.finished():
             self._decide(job)
@@ -87,8 +90,10 @@ class Lane:
     def _prepare(self) -> int:
         """Give the worker frames while it has room; returns how long to wait for anything, ns."""
         while self._free:
-            feed = next((feed for feed in self._feeds if feed.next_sequence is not None), None)
-            if feed is None:
+            for feed in self._feeds:
+                if (sequence := feed.next_sequence) is not None:
+                    break
+            else:
                 break
             if self._jobs and feed.camera.policy is Policy.LATEST:
                 lead = 2 * self._input_ns + EARLY_NS
@@ -99,14 +104,13 @@ class Lane:
             # Whoever was served goes to the end of the line.
             self._feeds.remove(feed)
             self._feeds.append(feed)
-            self._take(feed)
+            self._take(feed, sequence)
         return round(BEAT_S * 1e9)
 
-    def _take(self, feed: Feed) -> None:
-        """Pre-process a camera's next frame and hand it to the worker, unless it is torn."""
-        sequence = feed.next_sequence
-        picture = feed.picture(sequence) if sequence is not None else None
-        if sequence is None or picture is None:
+    def _take(self, feed: Feed, sequence: int) -> None:
+        """Pre-process a camera's frame and have it inferred, unless it is torn."""
+        picture = feed.picture(sequence)
+        if picture is None:
             return
         buffer = self._free[0]
         started = time.monotonic_ns()
@@ -118,8 +122,14 @@ class Lane:
         self._free.pop(0)
         job = Job(feed, sequence, buffer, geometry, *times, input_ns)
         self._jobs.append(job)
-        self._worker.submit(job)
         self._input_ns += SMOOTHING * (input_ns - self._input_ns)
+        self._interval_ns += SMOOTHING * (started - self._taken_ns - self._interval_ns)
+        self._taken_ns = started
+        if len(self._jobs) == 1 and self._interval_ns > SELDOM * self._infer_ns:
+            self._worker.infer(job)  # no frame will come meanwhile: spare two changes of thread
+            self._decide(job)
+        else:
+            self._worker.submit(job)
 
     def _decide(self, job: Job) -> None:
         """Decode, commit to the journal, and only then announce, byte for byte the same."""
@@ -137,6 +147,7 @@ class Lane:
         kind = "failed" if job.failure else "inferred"
         job.feed.decide(job.sequence, self._slot, kind, body)
         self._service.publish_bytes(f"result/{job.feed.name}", body)
+        self._captures[job.feed.name].ring()
         self._service.progress += 1
         if job.failure:
             text = f"{job.feed.name}: frame {job.sequence} could not be judged: {job.failure}"
@@ -169,7 +180,9 @@ class Lane:
         )  # fmt: skip
 
     def close(self) -> None:
-        self._frames.close()
+        self._bell.close()
+        for capture in self._captures.values():
+            capture.close()
 
 
 def _encode(result: Result) -> bytes:

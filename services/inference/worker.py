@@ -56,14 +56,18 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         while job := self._jobs.get():
-            job.infer_from_ns = time.monotonic_ns()
-            if job.feed.attempt(job.sequence):
-                try:
-                    job.outputs = self._model.infer(job.buffer)
-                except EngineError as error:
-                    job.failure = str(error)
-            else:
-                job.failure = "this frame killed the process twice; it is not tried again"
-            job.infer_to_ns = time.monotonic_ns()
+            self.infer(job)
             self._done.append(job)
             os.eventfd_write(self.done_fd, 1)
+
+    def infer(self, job: Job) -> None:
+        """Run the engine on a job; only while this thread has none."""
+        job.infer_from_ns = time.monotonic_ns()
+        if job.feed.attempt(job.sequence):
+            try:
+                job.outputs = self._model.infer(job.buffer)
+            except EngineError as error:
+                job.failure = str(error)
+        else:
+            job.failure = "this frame killed the process twice; it is not tried again"
+        job.infer_to_ns = time.monotonic_ns()

@@ -125,7 +125,7 @@ def test_no_room_in_the_tmpfs(paths: Paths, tmp_path: Path) -> None:
         fps = 20
         [cameras.large]
         source = "virtual"
-        size = [4096, 3072]
+        size = [1600, 1200]
         prerender = 1
         fps = 5
         [groups.main]
@@ -145,7 +145,7 @@ def test_no_room_in_the_tmpfs(paths: Paths, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
     output = done.stdout + done.stderr
     assert "capture-large" in output
-    assert "no room for 152.0 MB" in output
+    assert "no room for 24.1 MB (4 slots of 1600x1200x3, latest)" in output
     assert "MB are free" in output
     assert '"small": {"captured"' in output
     assert '"large": null' in output
@@ -197,7 +197,7 @@ def test_a_model_that_cannot_judge_a_frame(system: Start, paths: Paths, tmp_path
         ("Log", ["above"], ["logits"], {}),
         ("Softmax", ["logits"], ["y"], {}),
     ]
-    model = bundle(tmp_path / "log", nodes, {"dark": np.float32([0.2])})
+    model = bundle(tmp_path / "log", nodes, {"dark": np.array([0.2], np.float32)})
     line = system(f"""
     [cameras.belt]
     source = "folder"
