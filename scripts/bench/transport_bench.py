@@ -1,7 +1,7 @@
-"""Moving pictures between two processes: Vigil's ring with its message against three other ways.
+"""Moving pictures between two processes: Vigil's ring with its bell against three other ways.
 
-    ring      common.frames and a message on common.bus: paced under `latest`; flat out under
-              `every`, where the reader also decides each frame, since the writer waits for that
+    ring      common.frames, with a bell and a message on common.bus: paced under `latest`; flat
+              out under `every`, where the reader also decides each frame: the writer waits for it
     zmq       the whole picture over ZeroMQ, PUSH to PULL, copy=False at both ends
     imagezmq  that library, as it comes (request and reply), over the same kind of socket
     queue     multiprocessing.Queue, which pickles
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/bench/transport", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each part of each run")
+    parser.add_argument("--seconds", type=float, default=0.8, help="of each part of each run")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     cases = {

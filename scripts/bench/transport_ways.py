@@ -4,6 +4,7 @@ A Sender copies the picture into what it sends; a Receiver gives it as an array,
 `done`. At most about SLOTS pictures are on their way; flat out none is lost.
 """
 
+import select
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from common.bus import Publisher, Subscriber
+from common.bell import Bell, Ringer
+from common.bus import Publisher
 from common.errors import RingError
 from common.frames import Ring, Shape
 from common.messages import Frame
@@ -22,7 +24,7 @@ from common.states import Policy
 
 Picture = NDArray[np.uint8]
 SLOTS = 4
-TICK_S = 0.5  # only for a message that got lost
+TICK_S = 0.5  # only for a bell that was not heard
 RESULT = bytes(200)  # about what one decision with a few items takes
 
 
@@ -47,8 +49,8 @@ class Receiver(Protocol):
 
 
 class RingSender:
-    """Vigil's own, as capture does it: the slot is filled in place and a message wakes the reader;
-    under `every` a full ring waits for a decision."""
+    """Vigil's own, as capture does it: the slot is filled in place, a bell wakes the reader and a
+    message tells whoever else listens; under `every` a full ring waits for a decision."""
 
     def __init__(self, link: Link) -> None:
         folder, (height, width) = link.folder, link.size
@@ -56,21 +58,18 @@ class RingSender:
         shape = Shape(width, height, 3, SLOTS, policy)
         self._ring = Ring.attach(folder, folder, "cam", shape)
         self._shape = height, width, 3
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._publisher = Publisher(context, f"ipc://{folder}/capture.ipc")
-        endpoint = f"ipc://{folder}/lane.ipc"
-        decisions = ["result/cam"] if policy is Policy.EVERY else []
-        self._decisions = Subscriber(context, [endpoint], decisions, queue=2)
+        self._publisher = Publisher(zmq.Context(), f"ipc://{folder}/capture.ipc")
+        self._bell = Bell(folder / "capture.bell")
+        self._lane = Ringer([folder / "lane.bell"])
 
     def send(self, picture: Picture, stamp_ns: int) -> None:
         ring = self._ring
         while ring.full and ring.shape.policy is Policy.EVERY:
-            self._decisions.wait(TICK_S)
-            for _ in self._decisions.drain():
-                pass
+            wait(self._bell)
         np.copyto(np.frombuffer(ring.begin(), np.uint8).reshape(self._shape), picture)
         filled_ns = time.monotonic_ns()
         sequence = ring.publish(stamp_ns, filled_ns)
+        self._lane.ring()
         message = Frame(ring.generation, sequence, stamp_ns, filled_ns)
         self._publisher.publish("frame/cam", message)
 
@@ -88,15 +87,13 @@ class RingReceiver:
         self._ring.raise_fence(1)
         self._read = 0
         self._shape = height, width, 3
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._frames = Subscriber(context, [f"ipc://{folder}/capture.ipc"], ["frame/"])
-        self._publisher = Publisher(context, f"ipc://{folder}/lane.ipc")
+        self._publisher = Publisher(zmq.Context(), f"ipc://{folder}/lane.ipc")
+        self._bell = Bell(folder / "lane.bell")
+        self._capture = Ringer([folder / "capture.bell"])
 
     def receive(self) -> tuple[int, Picture]:
         while self._ring.written == self._read:
-            self._frames.wait(TICK_S)
-            for _ in self._frames.drain():
-                pass
+            wait(self._bell)
         newest_wins = self._ring.shape.policy is Policy.LATEST
         self._read = self._ring.written if newest_wins else self._read + 1
         pixels = self._ring.pixels(self._read)
@@ -111,6 +108,12 @@ class RingReceiver:
         if self._ring.shape.policy is Policy.EVERY:
             self._ring.decide(self._read, 1, 1, 1, "inferred", RESULT)
             self._publisher.publish_bytes("result/cam", RESULT)
+            self._capture.ring()
+
+
+def wait(bell: Bell) -> None:
+    select.select([bell.fd], [], [], TICK_S)
+    bell.heard()
 
 
 class ZmqSender:
