@@ -34,6 +34,7 @@ class Runner:
         self._paths = paths
         self._started_ns = time.monotonic_ns()
         self._first_valid_ns = 0
+        self._inferred_by_then = 0
         self._stopping = False
         self._log_at: dict[Path, int] = {}
         self._hint_due = True
@@ -122,6 +123,7 @@ class Runner:
             assert isinstance(result, messages.Result)
             if not self._first_valid_ns and result.validity == Validity.VALID:
                 self._first_valid_ns = time.monotonic_ns()
+                self._inferred_by_then = self._inferred()
                 print(f"First valid result after {self._running_s():.1f} s.", flush=True)
         if self._hint_due and not self._first_valid_ns and self._running_s() > HINT_S:
             self._hint_due = False
@@ -145,6 +147,7 @@ class Runner:
 
     def _end(self, supervisord: subprocess.Popen[bytes], ended_by_itself: bool) -> int:
         ended_ns = time.monotonic_ns()
+        since = self._inferred() - self._inferred_by_then
         supervisord.terminate()
         try:
             supervisord.wait(STOP_S)
@@ -152,9 +155,8 @@ class Runner:
             print(f"supervisord did not stop within {STOP_S:.0f} s; killed", file=sys.stderr)
         self._show_errors()
         accounts = {name: self._account(name) for name in self._config.cameras}
-        inferred = sum(account.inferred for account in accounts.values() if account)
         first = (self._first_valid_ns - self._started_ns) / 1e9 if self._first_valid_ns else None
-        rate = inferred / ((ended_ns - self._first_valid_ns) / 1e9) if self._first_valid_ns else 0
+        rate = since / ((ended_ns - self._first_valid_ns) / 1e9) if self._first_valid_ns else 0.0
         logs = self._paths.root / "log"
         shutil.rmtree(logs, ignore_errors=True)
         shutil.copytree(self._paths.logs, logs)
@@ -172,6 +174,10 @@ class Runner:
         }
         print(json.dumps(report), flush=True)
         return 1 if problem else 0
+
+    def _inferred(self) -> int:
+        accounts = map(self._account, self._config.cameras)
+        return sum(account.inferred for account in accounts if account)
 
     def _account(self, camera: str) -> Account | None:
         rings, accounts = self._paths.rings, self._paths.accounts
