@@ -205,10 +205,11 @@ class Ring:
         self.close()
 
     def close(self) -> None:
-        """Unmap. Every view that `begin` or `pixels` gave must be gone."""
+        """Unmap, at the latest when the last view that `begin` or `pixels` gave is gone."""
         self._words.release()
         self._bytes.release()
-        self._map.close()
+        with suppress(BufferError):
+            self._map.close()
         self._totals.close()
 
     # -- the words ---------------------------------------------------------------------------
@@ -447,15 +448,15 @@ def generations(rings: Path, camera: str) -> list[int]:
     return sorted(int(number) for name, _, number in names if name == camera and number.isdigit())
 
 
-def remove_drained(rings: Path, accounts: Path, camera: str) -> bool:
+def remove_drained(rings: Path, accounts: Path, camera: str, keep: int = 0) -> bool:
     """Remove those older rings of a camera in which nothing is left to decide, and from which a
-    lane has moved on: until then their `decided` tells which totals count. Returns whether older
-    rings are left."""
+    lane has moved on: until then their `decided` tells which totals count. The newest `keep` of
+    the older ones stay. Returns whether older rings are left."""
     moved_on = False
-    for generation in reversed(generations(rings, camera)):
+    for place, generation in enumerate(reversed(generations(rings, camera))):
         with Ring.open(rings, accounts, camera, generation) as ring:
             done = ring.drained and (moved_on or ring.decided == ring.written)
             moved_on = moved_on or ring.decided > ring.base
-        if done:
+        if done and place > keep:
             ring.path.unlink(missing_ok=True)
     return len(generations(rings, camera)) > 1

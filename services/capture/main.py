@@ -18,8 +18,9 @@ from common.states import CameraState, Policy, ProcessState, Severity
 from services.capture.source import Format, Picture, SizeChangedError, Stamp, make
 
 FULL_RING_TICK_S = 0.1  # a full ring looks for room this often, also when no bell rings
-
-_NOTHING: Picture = np.empty((0, 0, 3), np.uint8)
+# Drained rings stay a while, so that whoever reads the journal finds its end.
+KEEP_RINGS_S = 10.0
+KEEP_RINGS = 3
 
 
 class Capture:
@@ -31,7 +32,7 @@ class Capture:
         self._camera: Camera = service.config.cameras[name]
         self._source = make(service.config, self._camera)
         self._state = CameraState.CONNECTING
-        self._older_rings = False  # whether some may be left to remove
+        self._tidy_ns = 0  # when to look for older rings; 0: there are none
         every, live = self._camera.policy is Policy.EVERY, SOURCES[self._camera.source].live
         self._waits = self._camera.fps == "max" or (every and not live)
         self._drops = every and not self._waits
@@ -45,7 +46,6 @@ class Capture:
         format = self._source.open()
         self._ring = self._make_ring(format.width, format.height)
         period_ns = self._period_ns(format)
-        dropped = np.empty((format.height, format.width, 3), np.uint8) if self._drops else _NOTHING
         self._set_state(CameraState.STREAMING, f"{format.width}x{format.height}")
         due = time.monotonic_ns()
         while not self._service.stopping:
@@ -58,8 +58,7 @@ class Capture:
                 self._wait_for_decision()
                 continue
             if self._drops and self._ring.full:
-                self._source.read(dropped)
-                self._ring.count_overrun()
+                self._drop()
             elif not self._capture(self._ring.begin()):
                 self._set_state(CameraState.ENDED, "nothing more to read")
                 break
@@ -73,22 +72,30 @@ class Capture:
         """Fill the slot and hand it over; False at the end of the source."""
         shape = self._ring.shape
         picture: Picture = np.frombuffer(slot, np.uint8).reshape(shape.height, shape.width, 3)
-        changed = None
         try:
             stamp = self._source.read(picture)
         except SizeChangedError as change:
-            changed = change.width, change.height
-        if changed:
-            del picture
-            slot.release()
-            self._ring.close()
-            self._ring = self._make_ring(*changed)
-            self._set_state(CameraState.STREAMING, f"{changed[0]}x{changed[1]}")
+            self._resize(change)
             return True
         if stamp is None:
             return False
         self._announce(stamp)
         return True
+
+    def _drop(self) -> None:
+        """A live camera goes on while the ring is full: the frame is taken from it and counted."""
+        shape = self._ring.shape
+        try:
+            self._source.read(np.empty((shape.height, shape.width, 3), np.uint8))
+        except SizeChangedError as change:
+            self._resize(change)
+        else:
+            self._ring.count_overrun()
+
+    def _resize(self, change: SizeChangedError) -> None:
+        self._ring.close()
+        self._ring = self._make_ring(change.width, change.height)
+        self._set_state(CameraState.STREAMING, f"{change.width}x{change.height}")
 
     def _wait_for_decision(self) -> None:
         """Until the bell or the tick says that the ring may have room."""
@@ -109,9 +116,10 @@ class Capture:
 
     def _make_ring(self, width: int, height: int) -> Ring:
         paths = self._service.paths
+        remove_drained(paths.rings, paths.accounts, self._name, keep=KEEP_RINGS)
         shape = Shape(width, height, 3, self._camera.slots, self._camera.policy)
         ring = Ring.attach(paths.rings, paths.accounts, self._name, shape)
-        self._older_rings = True
+        self._tidy_ns = time.monotonic_ns() + round(KEEP_RINGS_S * 1e9)
         return ring
 
     def _period_ns(self, format: Format) -> int:
@@ -132,9 +140,10 @@ class Capture:
         )
 
     def _beat(self) -> None:
-        if self._older_rings:
+        if self._tidy_ns and time.monotonic_ns() > self._tidy_ns:
             paths = self._service.paths
-            self._older_rings = remove_drained(paths.rings, paths.accounts, self._name)
+            left = remove_drained(paths.rings, paths.accounts, self._name)
+            self._tidy_ns = time.monotonic_ns() + round(KEEP_RINGS_S * 1e9) if left else 0
         self._service.beat(ProcessState.RUNNING, camera=self._state)
 
     def _sleep(self, seconds: float) -> None:

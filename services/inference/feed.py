@@ -73,7 +73,12 @@ class Feed:
         written = self.ring.written
         if written <= self._taken:
             return None
-        return self._taken + 1 if self.camera.policy is Policy.EVERY else written
+        return self._taken + 1 if self.every else written
+
+    @property
+    def every(self) -> bool:
+        """Whether no frame may be passed over; the ring's word, which may lag behind vigil.toml."""
+        return self.ring is not None and self.ring.shape.policy is Policy.EVERY
 
     def picture(self, sequence: int) -> NDArray[np.uint8] | None:
         """rows x columns x 3, uint8, BGR: a view into the ring; call `take` after its last use."""

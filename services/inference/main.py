@@ -20,7 +20,7 @@ from common.frames import RESULT_BYTES
 from common.messages import Item, Result, Stages
 from common.processes import capture_name, lane_name
 from common.service import BEAT_S, Service, main
-from common.states import Policy, ProcessState, Severity, Validity
+from common.states import ProcessState, Severity, Validity
 from services.inference.feed import Feed
 from services.inference.worker import Job, Worker
 
@@ -95,7 +95,7 @@ class Lane:
                     break
             else:
                 break
-            if self._jobs and feed.camera.policy is Policy.LATEST:
+            if self._jobs and not feed.every:
                 lead = 2 * self._input_ns + EARLY_NS
                 running = self._jobs[0].infer_from_ns or time.monotonic_ns()
                 wait_ns = round(running + self._infer_ns - lead - time.monotonic_ns())
