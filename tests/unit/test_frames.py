@@ -263,6 +263,19 @@ def test_sequence_goes_on_and_every_is_drained_first(paths: Paths) -> None:
     assert entry is not None
 
 
+def test_drained_rings_can_be_kept_for_readers_of_the_journal(paths: Paths) -> None:
+    for number in range(5):
+        ring = attach(paths, Shape(16 + 8 * number, 8, policy=Policy.EVERY))
+        write(ring)
+        decide(ring, ring.written)
+    assert remove_drained(paths.rings, paths.accounts, "belt", keep=2)
+    assert generations(paths.rings, "belt") == [3, 4, 5]
+    with Ring.open(paths.rings, paths.accounts, "belt", 3) as kept:
+        assert kept.entry(3) is not None
+    assert not remove_drained(paths.rings, paths.accounts, "belt")
+    assert generations(paths.rings, "belt") == [5]
+
+
 def test_latest_moves_on_at_once(paths: Paths) -> None:
     first = attach(paths, LATEST)
     write(first, 5)
