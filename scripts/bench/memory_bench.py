@@ -4,12 +4,15 @@ One 640x480 virtual camera, drawn live at 15/s, and a LiteRT MobileNet (the shar
 it is at hand, else the factory model), after some seconds of results. Shared pages, the ring's
 among them, are divided by the kernel between the processes that map them (/proc/PID/smaps_rollup).
 
-Keys: pss_mb by process; capture_inference_mb, the two together; total_mb with supervisord.
+Keys: pss_mb by process; capture_inference_mb, the two together; total_mb with supervisord; and
+one_script_mb, what one process takes that only reads a video and runs the same model on it, with the same libraries and nothing of Vigil: the least that these libraries allow.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -19,6 +22,22 @@ from scripts.bench.running import result_rate, running
 
 MOBILENET = PROJECT.parent / "shared/data/models/tflite/mobilenet_v2_1.0_224_quant.tflite"
 FACTORY = PROJECT / "models/factory"
+VIDEO = PROJECT.parent / "shared/data/video/bottle-detection.mp4"
+SCRIPT = """
+import sys, cv2
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(sys.argv[1], num_threads=1)
+interpreter.allocate_tensors()
+place = interpreter.get_input_details()[0]
+_, height, width, _ = place["shape"]
+video = cv2.VideoCapture(sys.argv[2])
+for _ in range(100):
+    picture = cv2.resize(video.read()[1], (width, height))
+    interpreter.set_tensor(place["index"], cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)[None])
+    interpreter.invoke()
+print("ready", flush=True)
+sys.stdin.read()
+"""
 
 
 def pss_mb(paths: Paths) -> dict[str, float]:
@@ -36,6 +55,21 @@ def _pss_mb(pid: int) -> float:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise RuntimeError(f"no PSS of process {pid}")
+
+
+def one_script_mb() -> float | None:
+    """PSS of the script above; None without the shared data."""
+    if not (MOBILENET.exists() and VIDEO.exists()):
+        return None
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, MOBILENET, VIDEO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as script:
+        assert script.stdout is not None
+        script.stdout.readline()
+        return _pss_mb(script.pid)
 
 
 def main() -> None:
@@ -62,11 +96,13 @@ def main() -> None:
         print({name: round(value, 1) for name, value in rounds[-1].items()})
     median = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
     services = sum(value for name, value in median.items() if name != "supervisord")
+    alone = one_script_mb()
     report = {
         "model": model.name,
         "pss_mb": {name: round(value, 1) for name, value in median.items()},
         "capture_inference_mb": round(services, 1),
         "total_mb": round(services + median["supervisord"], 1),
+        "one_script_mb": None if alone is None else round(alone, 1),
     }
     print(json.dumps(report))
 
