@@ -5,7 +5,8 @@ it is at hand, else the factory model), after some seconds of results. Shared pa
 among them, are divided by the kernel between the processes that map them (/proc/PID/smaps_rollup).
 
 Keys: pss_mb by process; capture_inference_mb, the two together; total_mb with supervisord; and
-one_script_mb, what one process takes that only reads a video and runs the same model on it, with the same libraries and nothing of Vigil: the least that these libraries allow.
+one_script_mb, what one process takes that only reads a video and runs the same model on it, with
+the same libraries and nothing of Vigil.
 """
 
 import argparse
