@@ -209,7 +209,7 @@ def missing(
         if len(lonely) == 1:
             x, y = (round(v) for v in lonely[0])
             if 0 <= x < inside.shape[1] and 0 <= y < inside.shape[0] and inside[y, x]:
-                r = 1.3 * float(np.median([holes[i][2] for i in around]))
+                r = 1.6 * float(np.median([holes[i][2] for i in around]))
                 x, y = x + corner[0], y + corner[1]
                 return [Found("missing_hole", 0.5, (x - r, y - r, x + r, y + r))]
     return []

@@ -94,13 +94,29 @@ def test_what_is_hardly_in_the_picture_is_no_truth() -> None:
     assert hidden > 0
 
 
-def test_boxes_scale_with_the_picture() -> None:
-    small = Scene(640, 480, seed=9).things(60)
-    large = Scene(1280, 960, seed=9).things(60)
-    assert [thing.label for thing in small] == [thing.label for thing in large]
-    for one, other in zip(small, large, strict=True):
-        if one.label == "part":
-            np.testing.assert_allclose(np.array(one.box) * 2, other.box, atol=4)
+def test_parts_scale_with_the_picture() -> None:
+    small, large = (
+        [thing.box for thing in Scene(*size, seed=9).things(60)
+         if thing.label == "part" and thing.visible > 0.1]
+        for size in ((640, 480), (1280, 960))
+    )  # fmt: skip
+    assert len(small) > 2
+    np.testing.assert_allclose(np.array(small) * 2, large, atol=4)
+
+
+def test_a_hole_is_missing_only_from_a_part_one_sees_whole() -> None:
+    cut = 0
+    for seed in range(12):
+        scene = Scene(seed=seed, defects=3.0, gaps=0.0)
+        for index in range(0, 400, 40):
+            things = scene.things(index)
+            parts = [thing for thing in things if thing.label == "part"]
+            for hole in (thing for thing in things if thing.label == "missing_hole"):
+                x, y = (hole.box[0] + hole.box[2]) / 2, (hole.box[1] + hole.box[3]) / 2
+                on = next(p for p in parts if p.box[0] < x < p.box[2] and p.box[1] < y < p.box[3])
+                assert (hole.visible == 0) == (on.visible < 0.9)
+                cut += hole.visible == 0
+    assert cut > 0
 
 
 @pytest.mark.parametrize(
