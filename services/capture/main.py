@@ -1,5 +1,6 @@
 """Capture: one process a camera. Pictures go straight into its ring; a bell wakes the lanes."""
 
+import os
 import select
 import sys
 import time
@@ -35,6 +36,8 @@ class Capture:
         self._tidy_ns = 0  # when to look for older rings; 0: there are none
         every, live = self._camera.policy is Policy.EVERY, SOURCES[self._camera.source].live
         self._waits = self._camera.fps == "max" or (every and not live)
+        if self._camera.fps == "max":
+            os.nice(5)  # who only waits for decisions leaves the cores to who makes them
         self._drops = every and not self._waits
         # Rung by lanes after each decision, for which a full ring waits.
         self._bell = Bell(service.paths.bell(service.name)) if self._waits else None
