@@ -3,8 +3,8 @@
 Belt: a quadratic surface is fitted to each Lab channel of the picture, robustly, so that gradients
 and vignetting go. Parts: what stands out from it in colour or edges, shadows excepted, closed,
 filled, of a part's size. On a part: holes are round and show the belt; what deviates from the
-locally smoothed surface is a scratch if long and thin, a dent if it has a bright and a dark side,
-a stain if it is plain; a hole is missing where the symmetry of the others asks for one.
+locally smoothed surface is a scratch if long and thin, else a stain; a bright blob beside a dark
+one, at a larger scale, is a dent; a hole is missing where the symmetry of the others asks for one.
 
 `Settings` were chosen by `tune`: random search for the best F1 on scenes of the training domain.
 """
@@ -30,16 +30,17 @@ class Settings:
     stands_out: float = 3.0  # distance from the belt in its own deviations
     edge: float = 1e9  # gradient that belongs to a part (1e9: none does)
     shadow: float = 0.4  # darker than the belt down to this share, in the same hue: shadow
-    close: int = 13  # pixels bridged
-    rim: int = 8  # pixels beside edges and holes that a bevel takes
-    blur: float = 1.2  # against texture
-    surface: int = 21  # window of the smoothed surface
-    deviates: float = 8.0  # deviation from it in the part's own deviations
-    join: int = 11  # pixels between a dent's bright and dark side
+    close: int = 5  # pixels bridged
+    rim: int = 5  # pixels beside edges and holes that a bevel takes
+    blur: float = 0.8  # against texture
+    surface: int = 15  # window of the smoothed surface
+    deviates: float = 10.0  # deviation from it in the part's own deviations
+    join: int = 11  # pixels between pieces of one defect
     grain: int = 90  # smallest defect, pixels
     long: float = 2.2  # length over width from which a defect is a scratch
-    two_sided: float = 0.3  # smaller over larger of bright and dark area from which it is a dent
-    roundness: float = 0.7  # area over that of the enclosing circle from which a blob is a hole
+    dent: float = 6.0  # deviation, at a dent's scale, of its bright and dark side
+    two_sided: float = 0.45  # smaller over larger of bright and dark area from which it is a dent
+    roundness: float = 0.8  # area over that of the enclosing circle from which a blob is a hole
     symmetry: float = 8.0  # pixels by which a hole may miss its mirror image
 
 
@@ -55,7 +56,8 @@ CHOICES = {
     "join": (5, 7, 11, 15),
     "grain": (40, 60, 90, 130),
     "long": (1.8, 2.2, 3.0, 4.0),
-    "two_sided": (0.15, 0.3, 0.45),
+    "dent": (4.0, 5.0, 6.0, 7.5),
+    "two_sided": (0.3, 0.45, 0.6),
     "roundness": (0.6, 0.7, 0.8),
     "symmetry": (5.0, 8.0, 12.0),
 }
@@ -132,7 +134,7 @@ def defects_of(picture: Picture, part: Found, outline: Mask, set_: Settings) -> 
         return []
     lab = cv2.cvtColor(picture[window].astype(np.float32) / 255, cv2.COLOR_BGR2Lab)
     lab = np.asarray(cv2.GaussianBlur(lab, (0, 0), set_.blur), np.float32)
-    light = lab[..., 0]
+    light = np.asarray(lab[..., 0], np.float32)
     typical = np.median(light[inside])
     scaled = np.clip(2.55 * light[within], 0, 255).astype(np.uint8)
     level = cv2.threshold(scaled[None], 0, 255, cv2.THRESH_OTSU)[0] / 2.55
@@ -159,22 +161,39 @@ def defects_of(picture: Picture, part: Found, outline: Mask, set_: Settings) -> 
     join = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (set_.join, set_.join))
     odd = cv2.morphologyEx(odd.astype(np.uint8), cv2.MORPH_CLOSE, join)
     for blob, stats in blobs(odd.astype(bool), set_.grain):
-        where = blob.astype(bool)
         contour = cv2.findContours(blob, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0][0]
         _, (w, h), _ = cv2.minAreaRect(contour)
-        bright = (apart[where] > noise).sum()
-        dark = (apart[where] < -noise).sum()
         if max(w, h) > 90:
             continue
-        if max(w, h) / max(min(w, h), 1) >= set_.long:
-            label = "scratch"
-        elif min(bright, dark) >= set_.two_sided * max(bright, dark):
-            label = "dent"
-        else:
-            label = "stain"
+        label = "scratch" if max(w, h) / max(min(w, h), 1) >= set_.long else "stain"
         x, y, bw, bh = (float(v) for v in stats[:4])
         cx, cy, bw, bh = x + bw / 2 + left, y + bh / 2 + top, max(bw, 18) / 2, max(bh, 18) / 2
         found.append(Found(label, float(stats[4]) / 1e4, (cx - bw, cy - bh, cx + bw, cy + bh)))
+    return found + dents(light, body, (left, top), set_)
+
+
+def dents(
+    light: NDArray[np.floating], body: NDArray[np.bool_], corner: tuple[int, int], set_: Settings
+) -> list[Found]:
+    """Bright and dark blobs of a dent's size side by side, texture smoothed away."""
+    weight = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 9) + 1e-3
+    broad = cv2.GaussianBlur(np.where(body, light, 0), (0, 0), 9) / weight
+    weight = cv2.GaussianBlur(body.astype(np.float32), (0, 0), 2.5) + 1e-3
+    band = cv2.GaussianBlur(np.where(body, light, 0), (0, 0), 2.5) / weight - broad
+    limit = set_.dent * max(1.48 * float(np.median(np.abs(band[body]))), 0.5)
+    sides = [
+        [stats[:5].astype(float) for _, stats in blobs((sign * band > limit) & body, 25)]
+        for sign in (1, -1)
+    ]
+    found = []
+    for x1, y1, w1, h1, size1 in sides[0]:
+        for x2, y2, w2, h2, size2 in sides[1]:
+            away = np.hypot(x1 + w1 / 2 - x2 - w2 / 2, y1 + h1 / 2 - y2 - h2 / 2)
+            alike = min(size1, size2) >= set_.two_sided * max(size1, size2)
+            if away < 26 and alike and max(w1, h1, w2, h2) < 36:
+                left, top = min(x1, x2) + corner[0], min(y1, y2) + corner[1]
+                right, low = max(x1 + w1, x2 + w2) + corner[0], max(y1 + h1, y2 + h2) + corner[1]
+                found.append(Found("dent", (size1 + size2) / 1e4, (left, top, right, low)))
     return found
 
 
