@@ -37,7 +37,7 @@ class Settings:
     deviates: float = 10.0  # deviation from it in the part's own deviations
     join: int = 11  # pixels between pieces of one defect
     grain: int = 90  # smallest defect, pixels
-    long: float = 2.2  # length over width from which a defect is a scratch
+    long: float = 1.8  # length over width from which a defect is a scratch
     dent: float = 6.0  # deviation, at a dent's scale, of its bright and dark side
     two_sided: float = 0.45  # smaller over larger of bright and dark area from which it is a dent
     roundness: float = 0.8  # area over that of the enclosing circle from which a blob is a hole
