@@ -10,8 +10,10 @@ In each round, one after the other, all on one runtime thread:
             less the median time of the bare runtime at 30/s
 
 Keys: rate_vs_bare = system / bare; rate_vs_naive = video / naive; added_ms_p50, added_ms_p99 from
-paced. ideal_vs_naive is what perfect overlap of the naive loop's own stages on two cores would
-gain, of_ideal the part of it that was reached. Figures are medians of the rounds.
+paced. engine_busy is the share of the system's time in which its runtime ran: what is missing to 1
+is all that it waited, whatever else made the machine faster or slower meanwhile. ideal_vs_naive is
+what perfect overlap of the naive loop's own stages on two cores would gain, of_ideal the part of it
+that was reached. Figures are medians of the rounds.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -75,6 +79,32 @@ def bare_call(model: Model) -> Any:
         return runtime._interpreter.invoke
     feed = {runtime.input.name: runtime._buffers[0]}
     return lambda: runtime._session.run(None, feed)
+
+
+def rate_and_infer_ms(paths: Paths, seconds: float) -> tuple[float, float]:
+    """Results a second, and the median milliseconds that the runtime took for them."""
+    with results_of(paths) as results:
+        rate = result_rate(paths, "bench", seconds)
+        times = [result.stages.compute_infer / 1e6 for result, _ in results()]
+    return rate, statistics.median(times)
+
+
+@contextmanager
+def results_of(paths: Paths) -> Iterator[Callable[[], Iterator[tuple[Result, int]]]]:
+    """Subscribe to the results: what has come, each with the time at which it was read here."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    subscriber = bus.Subscriber(context, [paths.endpoint(lane_name("main", "a"))], ["result/"])
+
+    def come() -> Iterator[tuple[Result, int]]:
+        subscriber.wait(0.1)
+        for topic, body in subscriber.drain():
+            now = time.monotonic_ns()
+            result = bus.decode(topic, body)
+            assert isinstance(result, Result)
+            yield result, now
+
+    yield come
+    context.destroy(linger=0)
 
 
 def naive_stages(model: Model, video: Path, seconds: float) -> tuple[float, dict[str, float]]:
@@ -138,19 +168,13 @@ def letterbox(picture: Any, width: int, height: int, centred: bool) -> Any:
 
 def added_ms(paths: Paths, seconds: float, bare_ms: float) -> tuple[float, float]:
     """p50 and p99 of slot filled -> result read here, less `bare_ms`."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    results = bus.Subscriber(context, [paths.endpoint(lane_name("main", "a"))], ["result/"])
     added = []
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        results.wait(0.1)
-        for topic, body in results.drain():
-            now = time.monotonic_ns()
-            result = bus.decode(topic, body)
-            assert isinstance(result, Result)
-            filled_ns = result.captured_ns + result.stages.decode
-            added.append((now - filled_ns) / 1e6 - bare_ms)
-    context.destroy(linger=0)
+    with results_of(paths) as results:
+        while time.monotonic() < deadline:
+            for result, now in results():
+                filled_ns = result.captured_ns + result.stages.decode
+                added.append((now - filled_ns) / 1e6 - bare_ms)
     cuts = statistics.quantiles(added, n=100)
     return cuts[49], cuts[98]
 
@@ -193,9 +217,12 @@ def main() -> None:
         video = scaled_video(Path(folder))
         for number in range(arguments.rounds):
             row: dict[str, float] = {}
-            row["bare"] = bare_rate(model, arguments.seconds)
+            before = bare_rate(model, arguments.seconds / 2)
             with running(config(path, f'{rendered}\nfps = "max"\npolicy = "every"')) as paths:
-                row["system"] = result_rate(paths, "bench", arguments.seconds)
+                row["system"], infer_ms = rate_and_infer_ms(paths, arguments.seconds)
+            # On both sides of the system's: these machines drift.
+            row["bare"] = (before + bare_rate(model, arguments.seconds / 2)) / 2
+            row["engine_busy"] = row["system"] * infer_ms / 1e3
             row["naive"], stages = naive_stages(model, video, arguments.seconds)
             row |= {f"naive_{stage}_ms": value for stage, value in stages.items()}
             source = f'source = "video"\npath = "{video}"\nfps = "max"\npolicy = "every"'
