@@ -429,7 +429,7 @@ DOMAINS = {
         (splash, drip),
         (scribed,),
     ),
-    "demo": Domain(  # the virtual camera: never trained on, nor measured while the model was made
+    "demo": Domain(  # the virtual camera: never trained on
         3,
         (rolled, galvanised),
         (slatted, pebbled),
