@@ -309,7 +309,7 @@ def test_every_command_on_the_running_system(
     status = json.loads(line.vigil("status", "--json", "--seconds", "3").stdout)
     assert status["well"]
     assert status["problems"] == []
-    assert [row["name"] for row in status["processes"]] == ["capture-belt", "inference-main-a"]
+    assert [row["name"] for row in status["processes"]] == ["inference-main-a", "capture-belt"]
     for row in status["processes"]:
         assert row["alive"]
         assert row["restarts"] == 0
