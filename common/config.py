@@ -19,6 +19,8 @@ from common.states import Policy
 NAME = "[a-z0-9][a-z0-9_-]{0,31}"
 Pixels = Annotated[int, Meta(ge=16, le=16384)]
 Rate = Annotated[float, Meta(gt=0, le=1000)]
+Seconds = Annotated[float, Meta(gt=0, le=1e6)]
+Positive = Annotated[int, Meta(gt=0)]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +41,8 @@ class Camera(_Section, frozen=True):
     group: str = "main"
     seed: Annotated[int, Meta(ge=0)] = 1  # virtual: which scene
     prerender: Annotated[int, Meta(ge=0, le=1000)] = 0  # virtual: repeat so many frames
+    gaps: Annotated[float, Meta(ge=0, le=1)] | None = None  # virtual: share of empty places
+    memory_mb: Positive | None = None  # ceiling of the process; None: a share of the machine's
 
 
 class Group(_Section, frozen=True):
@@ -50,6 +54,32 @@ class Group(_Section, frozen=True):
     spinning: bool = False
     memory_arena: bool = True
     score: Annotated[float, Meta(ge=0, le=1)] | None = None  # None: the bundle's own
+    lanes: Annotated[int, Meta(ge=1, le=2)] = 2  # 1: no warm standby, models change cold
+    hang_s: Seconds = 2.0  # without progress, or a decision, for so long: it hangs
+    load_s: Seconds = 60.0  # from spawn to ready, model load and self-test included
+    prove_s: Seconds = 600.0  # a candidate that has not passed its gates by then is bad
+    shadow_frames: Annotated[int, Meta(ge=0)] = 100  # judged beside the live lane before hand-over
+    shadow_every: Positive = 5  # the shadow judges every so many frames
+    soak_s: Seconds = 600.0  # watched so long after the hand-over, then it is known good
+    memory_mb: Positive | None = None  # ceiling of a lane; None: a share of the machine's
+
+
+class Watchdog(_Section, frozen=True):
+    """[watchdog]"""
+
+    device: str | None = None  # the hardware watchdog, /dev/watchdog
+    timeout_s: Annotated[int, Meta(ge=2, le=600)] = 15  # not fed for so long, the board restarts
+    restarts: Positive = 5  # of a lane within window_s: its model gives way to the next
+    window_s: Seconds = 60.0
+    restore_s: Seconds = 600.0  # then the known-good one is tried again; doubles each time
+    hot_c: float = 80.0  # fewer frames a second from here on
+    cool_c: float = 70.0  # the full rate again from here on
+
+
+class Updates(_Section, frozen=True):
+    """[updates]"""
+
+    unsigned: bool = False  # whether `vigil install` takes a bundle that nobody signed
 
 
 @dataclass(frozen=True)
@@ -57,6 +87,8 @@ class Config:
     path: Path
     cameras: dict[str, Camera]
     groups: dict[str, Group]
+    watchdog: Watchdog
+    updates: Updates
 
     def cameras_of(self, group: str) -> list[str]:
         return [name for name, camera in self.cameras.items() if camera.group == group]
@@ -64,6 +96,14 @@ class Config:
     def resolve(self, path: str) -> Path:
         """A path of the file, relative to the file's folder."""
         return self.path.parent / path
+
+
+_TABLES = {
+    "cameras": "[cameras.NAME]",
+    "groups": "[groups.NAME]",
+    "watchdog": "[watchdog]",
+    "updates": "[updates]",
+}
 
 
 def from_environment() -> Config:
@@ -89,12 +129,14 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
     file = _File(path, text)
     for key, value in tree.items():
-        if key not in ("cameras", "groups") or not isinstance(value, dict):
-            raise file.error((key,), value, "[cameras.NAME] and [groups.NAME] tables only")
+        if key not in _TABLES or not isinstance(value, dict):
+            raise file.error((key,), value, f"one of the tables {', '.join(_TABLES.values())}")
     config = Config(
         path,
         file.tables(tree, "cameras", Camera),
         file.tables(tree, "groups", Group),
+        file.table(tree, "watchdog", Watchdog),
+        file.table(tree, "updates", Updates),
     )
     for name, camera in config.cameras.items():
         _check_camera(file, config, name, camera)
@@ -133,14 +175,20 @@ class _File:
                 raise self.error((section, name), name, "a name of a-z, 0-9, _ and -, at most 32")
             if not isinstance(table, dict):
                 raise self.error((section, name), table, f"a table [{section}.{name}]")
-            try:
-                rows[name] = msgspec.convert(table, row)
-            except msgspec.ValidationError as error:
-                raise self._explain(section, name, table, row, str(error)) from error
+            rows[name] = self._convert((section, name), table, row)
         return rows
 
+    def table(self, tree: dict[str, Any], section: str, row: type[T]) -> T:
+        return self._convert((section,), tree.get(section, {}), row)
+
+    def _convert(self, at: tuple[str, ...], table: dict[str, Any], row: type[T]) -> T:
+        try:
+            return msgspec.convert(table, row)
+        except msgspec.ValidationError as error:
+            raise self._explain(at, table, row, str(error)) from error
+
     def _explain(
-        self, section: str, name: str, table: dict[str, Any], row: type[T], message: str
+        self, at: tuple[str, ...], table: dict[str, Any], row: type[T], message: str
     ) -> ConfigError:
         """msgspec's message, with the place where the user can mend it."""
         known = [field.name for field in msgspec.structs.fields(row)]
@@ -150,15 +198,15 @@ class _File:
 
             near = difflib.get_close_matches(key, known, 1)
             right = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            return self.error((section, name, key), table[key], f"a known key: {right}")
+            return self.error((*at, key), table[key], f"a known key: {right}")
         if missing := re.search(r"missing required field `(.+?)`", message):
-            return self.error((section, name), "", f"a key {missing[1]}")
+            return self.error(at, "", f"a key {missing[1]}")
         expected, _, place = message.partition(" - at `$.")
         key = re.split(r"[.\[`]", place)[0]
         expected = expected.removeprefix("Expected ").replace("`", "")
         if expected.startswith("Invalid enum value"):
             expected = _words(row, key)
-        return self.error((section, name, key), table.get(key, table), expected)
+        return self.error((*at, key), table.get(key, table), expected)
 
     def error(self, key: tuple[str, ...], value: object, expected: str) -> ConfigError:
         shown = "" if value == "" else f" = {json.dumps(value, default=str)}"

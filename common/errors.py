@@ -51,3 +51,11 @@ class AlreadyRunningError(VigilError):
 
 class NotRunningError(VigilError):
     """Nothing answers where a running system was expected."""
+
+
+class TransitionError(VigilError):
+    """The record of slots does not allow this transition now; nothing has changed."""
+
+
+class LockedError(VigilError):
+    """A lock was not free within the time given."""

@@ -80,6 +80,21 @@ class Truth(Message, frozen=True):
     items: tuple[TruthItem, ...]
 
 
+class LaneReport(Message, frozen=True):
+    """What a lane says of itself in its beat."""
+
+    run: int  # of this process, as the record has it if it is the lane's
+    slot: str  # loaded, as in the record
+    ready: bool  # warm, and its self-test passed
+    live: bool  # holds the fence of every camera of its group
+    refused: str = ""  # why its self-test failed
+    degraded: str = ""  # why it does not run on what the bundle prefers
+    judged: int = 0  # frames, live or in the shadow, since it started
+    failed: int = 0  # of those, how many the engine could not judge
+    agreement: float = 1.0  # in the shadow: share of frames decided as the live lane did
+    infer_ms_p99: float = 0.0  # of the newest few hundred frames
+
+
 class Beat(Message, frozen=True):
     """`beat/<process>`: sent from the working loop, at least once a second while it progresses."""
 
@@ -92,6 +107,8 @@ class Beat(Message, frozen=True):
     wait: str = ""  # what a declared wait is for
     wait_until_ns: int = 0  # its bound
     detail: dict[str, str] = {}  # msgspec copies defaults; e.g. camera state
+    progressed_ns: int = 0  # when `progress` last grew
+    lane: LaneReport | None = None
 
 
 class Event(Message, frozen=True):
@@ -104,3 +121,20 @@ class Event(Message, frozen=True):
     at_ns: int
     wall_s: float
     data: dict[str, str] = {}
+
+
+class Health(Message, frozen=True):
+    """`health`: how the board is."""
+
+    at_ns: int
+    temperatures_c: dict[str, float]  # by sensor; what a lost device reads is left out
+    lost: tuple[str, ...]  # devices whose sensor reads what cannot be (a Coral at -89.7)
+    clock_mhz: dict[str, float]  # by CPU policy
+    throttled: str  # the board's own word, "" where it has none
+    memory_free_mb: float
+    disk_free_mb: float  # where models and state are
+    tmpfs_free_mb: float  # where rings are
+    load: float
+    clock_synced: bool | None  # None: nobody knows
+    pace: float  # share of the frame rate that is allowed; under 1 it is too hot
+    processes_mb: dict[str, float]  # resident memory

@@ -44,6 +44,10 @@ class Paths:
     def accounts(self) -> Path:
         return self.run / "accounts"
 
+    def models(self, group: str) -> Path:
+        """What must survive of a group's models: the record, slots, staging, inbox."""
+        return self.root / "models" / group
+
     @property
     def programs(self) -> Path:
         """supervisord programs rendered from vigil.toml."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.config import Config
 from common.paths import PROJECT, Paths
+from common.slots import LANES
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Kind:
     )
     start_s: float  # from spawn to its first progress, model load included
     stop_s: float  # from SIGTERM to SIGKILL
+    settle_s: int  # dead before it ran so long: supervisord backs off
     environment: str = ""  # as supervisord reads it
 
 
@@ -33,11 +35,11 @@ class Kind:
 _GIVE_BACK = 'MALLOC_MMAP_THRESHOLD_="131072",MALLOC_TRIM_THRESHOLD_="131072"'
 
 KINDS = (
-    Kind("inference", "services.inference.main", "lane", "onnx or litert", 100, 60.0, 5.0),
-    Kind("capture", "services.capture.main", "camera", "vision", 200, 10.0, 5.0, _GIVE_BACK),
+    Kind("inference", "services.inference.main", "lane", "onnx or litert", 100, 60.0, 5.0, 0),
+    Kind("capture", "services.capture.main", "camera", "vision", 200, 10.0, 5.0, 1, _GIVE_BACK),
+    Kind("updater", "services.updater.main", "device", "", 300, 10.0, 5.0, 1),
+    Kind("watchdog", "services.watchdog.main", "device", "", 400, 10.0, 5.0, 0),
 )
-
-LANES = ("a",)
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,26 @@ def _instances(kind: Kind, config: Config) -> list[tuple[str, ...]]:
         return [(camera,) for camera in config.cameras]
     if kind.per == "lane":
         return [
-            (group, lane) for group in config.groups if config.cameras_of(group) for lane in LANES
+            (group, lane)
+            for group in config.groups
+            if config.cameras_of(group)
+            for lane in lanes(config, group)
         ]
     return [()]
 
 
+def lanes(config: Config, group: str) -> tuple[str, ...]:
+    """The lanes of a group."""
+    return LANES[: config.groups[group].lanes]
+
+
 def lane_name(group: str, lane: str) -> str:
     return f"inference-{group}-{lane}"
+
+
+def record_bell(group: str, lane: str) -> str:
+    """Bell of a lane that is rung when its group's record has changed."""
+    return f"{lane_name(group, lane)}.record"
 
 
 def capture_name(camera: str) -> str:
@@ -85,6 +100,7 @@ def render(config: Config, paths: Paths) -> str:
             ),
             project=_escaped(PROJECT),
             priority=process.kind.priority,
+            settle_s=process.kind.settle_s,
             stop_s=round(process.kind.stop_s),
             environment=process.kind.environment,
             log=_escaped(paths.logs / f"{process.name}.log"),
@@ -116,7 +132,7 @@ command={command}
 directory={project}
 priority={priority}
 autorestart=true
-startsecs=1
+startsecs={settle_s}
 startretries=100
 stopwaitsecs={stop_s}
 environment={environment}

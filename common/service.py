@@ -18,7 +18,7 @@ import zmq
 from common import config
 from common.bus import Publisher
 from common.errors import AlreadyRunningError, NotRunningError, VigilError
-from common.messages import Beat, Event
+from common.messages import Beat, Event, LaneReport
 from common.paths import Paths
 from common.states import ProcessState, Severity
 
@@ -36,7 +36,8 @@ class Service:
         self.paths = Paths.from_environment()
         self.config = config.from_environment()
         self.stopping = False
-        self.progress = 0  # the working loop adds to it
+        self.progress = 0
+        self._progressed_ns = time.monotonic_ns()
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._last_beat: tuple[int, str] = (0, "")
         self.paths.make()
@@ -67,8 +68,23 @@ class Service:
         self.stopping = True
         os.eventfd_write(self.wake_fd, 1)
 
+    def progressed(self) -> None:
+        """The working loop has done a piece of work."""
+        self.progress += 1
+        self._progressed_ns = time.monotonic_ns()
+
+    def beat_due(self, state: ProcessState) -> bool:
+        due = time.monotonic_ns() - self._last_beat[0] >= BEAT_S * 1e9
+        return due or self._last_beat[1] != state
+
     def beat(
-        self, state: ProcessState, *, wait: str = "", wait_s: float = 0.0, **detail: str
+        self,
+        state: ProcessState,
+        *,
+        wait: str = "",
+        wait_s: float = 0.0,
+        lane: LaneReport | None = None,
+        **detail: str,
     ) -> None:
         """Tell that the loop turns: at most every BEAT_S, at once when the state changes.
 
@@ -76,13 +92,13 @@ class Service:
             wait: what the process is about to wait for without progress, `wait_s` at the longest.
             detail: short words for `vigil status`.
         """
-        now = time.monotonic_ns()
-        if now - self._last_beat[0] < BEAT_S * 1e9 and self._last_beat[1] == state:
+        if not self.beat_due(state):
             return
+        now = time.monotonic_ns()
         self._last_beat = (now, state)
         beat = Beat(
             self.name, os.getpid(), self.progress, state, _rss_bytes(), now,
-            wait, now + round(wait_s * 1e9) if wait else 0, detail,
+            wait, now + round(wait_s * 1e9) if wait else 0, detail, self._progressed_ns, lane,
         )  # fmt: skip
         self.publish(f"beat/{self.name}", beat)
 

@@ -42,3 +42,21 @@ class Severity(StrEnum):
     WARNING = "warning"
     ERROR = "error"
     CRITICAL = "critical"
+
+
+class SlotState(StrEnum):
+    """What is known of a model slot."""
+
+    INSTALLED = "installed"  # unpacked and verified, never run
+    TESTING = "testing"
+    GOOD = "good"  # proven; may take over
+    BAD = "bad"  # never live again
+
+
+class Phase(StrEnum):
+    """How far a change of model is."""
+
+    NONE = "none"
+    PROVING = "proving"  # the candidate loads, tests itself and runs in the shadow
+    REQUESTED = "requested"  # it passed; the watchdog hands over when it is ready
+    SOAK = "soak"  # it is live and watched

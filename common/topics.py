@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Beat, Event, Frame, Message, Result, Truth
+from common.messages import Beat, Event, Frame, Health, Message, Result, Truth
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Topic:
 TOPICS = (
     Topic("frame", "camera", "capture", Frame, "fps", "nothing: the ring has the frames"),
     Topic("result", "camera", "inference", Result, "fps", "nothing: the journal has the results"),
+    Topic("shadow", "camera", "inference", Result, None, "what a candidate would have decided"),
     Topic("truth", "camera", "capture", Truth, "fps", "ground truth of those frames"),
     Topic("beat", "process", "any", Beat, 1.0, "older beats: only the newest counts"),
+    Topic("health", "", "watchdog", Health, 0.2, "older ones: only the newest counts"),
     Topic("event", "", "any", Event, None, "the announcement: the log has the event"),
 )
 

@@ -44,7 +44,7 @@ def serve(name: str, how: str) -> None:
         poller.register(running.wake_fd, zmq.POLLIN)
         running.event("probe.up", Severity.INFO, "here", pid=str(os.getpid()))
         while not running.stopping:
-            running.progress += 1
+            running.progressed()
             running.beat(ProcessState.WAITING, wait="nothing", wait_s=2.0, how=how)
             poller.poll(50 if how == "beats" else 60_000)
         if how == "is told twice":

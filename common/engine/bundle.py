@@ -4,7 +4,6 @@ The manifest says only what the model files don't. `open_bundle` checks that eve
 and of its type; whether model and manifest fit together shows when `Model.load` opens the runtime.
 """
 
-import importlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from common.digest import digest
 from common.engine.facts import Facts, read_facts, read_labels
 from common.engine.preprocess import Colour, Resize
 from common.engine.runtimes import RUNTIMES
@@ -124,7 +124,7 @@ def open_bundle(path: Path, **overrides: Any) -> Bundle:
         files,
         facts,
         None if labels is None else _labels(Path(labels)),
-        _digest(root, contents),
+        digest(root, contents),
     )
 
 
@@ -191,25 +191,3 @@ def _labels(path: Path) -> tuple[str, ...]:
         raise ModelError(f"{path}: labels can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: labels are no UTF-8 text: {error}") from error
-
-
-def _digest(root: Path, files: list[Path]) -> str:
-    """sha256 over name, size and bytes of each file, by name."""
-    digest = _sha256()
-    for path in files:
-        name = path.relative_to(root).as_posix()
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return str(digest.hexdigest())
-
-
-def _sha256() -> Any:
-    """CPython's own SHA-256: hashlib would load OpenSSL, 4 MB in a lane, for one digest."""
-    for module in ("_sha2", "_sha256", "hashlib"):  # since 3.12, before, and elsewhere
-        try:
-            return importlib.import_module(module).sha256()
-        except ModuleNotFoundError:
-            continue
-    raise RuntimeError("this Python has no SHA-256")

@@ -12,7 +12,7 @@ from common.config import Camera
 from common.errors import ConfigError
 from common.frames import Ring, Shape, remove_drained
 from common.messages import Frame, Truth
-from common.processes import LANES, capture_name, lane_name
+from common.processes import capture_name, lane_name, lanes
 from common.service import BEAT_S, Service, main
 from common.sources import SOURCES
 from common.states import CameraState, Policy, ProcessState, Severity
@@ -41,8 +41,9 @@ class Capture:
         self._drops = every and not self._waits
         # Rung by lanes after each decision, for which a full ring waits.
         self._bell = Bell(service.paths.bell(service.name)) if self._waits else None
-        lanes = [lane_name(self._camera.group, lane) for lane in LANES]
-        self._lanes = Ringer(map(service.paths.bell, lanes))
+        group = self._camera.group
+        names = [lane_name(group, lane) for lane in lanes(service.config, group)]
+        self._lanes = Ringer(map(service.paths.bell, names))
 
     def run(self) -> None:
         self._beat()
@@ -112,7 +113,7 @@ class Capture:
         self._lanes.ring()
         message = Frame(ring.generation, sequence, stamp.captured_ns, filled_ns)
         self._service.publish(f"frame/{self._name}", message)
-        self._service.progress += 1
+        self._service.progressed()
         if stamp.truth is not None:
             truth = Truth(ring.generation, sequence, stamp.truth)
             self._service.publish(f"truth/{self._name}", truth)

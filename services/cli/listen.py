@@ -15,7 +15,7 @@ from common.config import Config, from_environment, load
 from common.errors import NotRunningError, RingError
 from common.frames import Ring, generations
 from common.paths import Paths
-from common.processes import LANES, capture_name, lane_name, processes, rendered_from
+from common.processes import capture_name, lane_name, lanes, processes, rendered_from
 from common.topics import TOPICS, Topic
 
 
@@ -48,8 +48,8 @@ def topics(config: Config) -> dict[str, Expected]:
                     continue
                 if row.rate == "fps":
                     rate = camera.fps if isinstance(camera.fps, float) else None
-                lanes = (lane_name(camera.group, lane) for lane in LANES)
-                owner = capture_name(name) if row.owner == "capture" else " or ".join(lanes)
+                names = (lane_name(camera.group, lane) for lane in lanes(config, camera.group))
+                owner = capture_name(name) if row.owner == "capture" else " or ".join(names)
                 found[f"{row.name}/{name}"] = Expected(row, owner, rate)
         else:
             found[row.name] = Expected(row, row.owner, rate)

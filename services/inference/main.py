@@ -148,7 +148,7 @@ class Lane:
         job.feed.decide(job.sequence, self._slot, kind, body)
         self._service.publish_bytes(f"result/{job.feed.name}", body)
         self._captures[job.feed.name].ring()
-        self._service.progress += 1
+        self._service.progressed()
         if job.failure:
             text = f"{job.feed.name}: frame {job.sequence} could not be judged: {job.failure}"
             self._service.event("frame.failed", Severity.ERROR, text, camera=job.feed.name)

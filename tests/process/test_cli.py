@@ -45,7 +45,7 @@ def body(service):
         ring.begin()[:] = bytes(64 * 48 * 3)
         now = time.monotonic_ns()
         sequence = ring.publish(now, now)
-        service.progress += 1
+        service.progressed()
         service.beat(ProcessState.RUNNING, camera="streaming")
         service.publish("frame/belt", Frame(ring.generation, sequence, now, now))
         service.publish_bytes("truth/belt", b"\\xc1 of another version")

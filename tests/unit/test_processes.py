@@ -13,7 +13,7 @@ import pytest
 
 from common import config
 from common.paths import PROJECT, Paths
-from common.processes import KINDS, LANES, capture_name, lane_name, processes, render
+from common.processes import KINDS, capture_name, lane_name, processes, render
 
 TWO_OF_EACH = """
 [cameras.left]
@@ -55,7 +55,7 @@ def test_supervisord_starts_what_the_table_says(
     options, programs = parsed(paths, TWO_OF_EACH, monkeypatch)
     rows = processes(config.load(paths.root / "vigil.toml"))
     names = {"capture-left", "capture-right-2"} | {
-        f"inference-{group}-{lane}" for group in ("main", "second") for lane in LANES
+        f"inference-{group}-{lane}" for group in ("main", "second") for lane in "ab"
     }
     assert {row.name for row in rows if row.kind.per != "device"} == names
     assert set(programs) == {row.name for row in rows}
