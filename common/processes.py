@@ -1,7 +1,7 @@
 """One table: every kind of process on the device, and the supervisord programs made from it.
 
-supervisord.conf holds what is the same on every device; programs that depend on vigil.toml (one
-capture a camera, a lane or two a group) are rendered into the run folder, which it includes.
+supervisord.conf holds what is the same on every device; the programs (one capture a camera, a lane
+or two a group, one watchdog and updater) are rendered into the run folder, which it includes.
 """
 
 import shlex
@@ -90,7 +90,7 @@ def capture_name(camera: str) -> str:
 
 
 def render(config: Config, paths: Paths) -> str:
-    """The supervisord programs that depend on vigil.toml, which the first line names."""
+    """The supervisord programs for a vigil.toml, which the first line names."""
     programs = (
         _PROGRAM.format(
             name=process.name,
@@ -106,7 +106,6 @@ def render(config: Config, paths: Paths) -> str:
             log=_escaped(paths.logs / f"{process.name}.log"),
         )
         for process in processes(config)
-        if process.kind.per != "device"
     )
     return "\n".join((f"{_RENDERED_FROM}{config.path}", *programs))
 

@@ -73,8 +73,6 @@ class Runner:
             "VIGIL_ROOT": str(self._paths.root),
             "VIGIL_RUN": str(self._paths.run),
             "VIGIL_CONFIG": str(self._config.path),
-            "VIGIL_PYTHON": sys.executable,
-            "VIGIL_PROJECT": str(PROJECT),
             # supervisord itself still imports pkg_resources, which warns of its own end.
             "PYTHONWARNINGS": "ignore",
         }
