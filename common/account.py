@@ -81,11 +81,15 @@ class Totals:
         self._order = Order()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the camera's lock."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+    def lock(self, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the camera's lock; without `wait`, False where another holds it."""
         try:
-            yield
+            fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 

@@ -329,16 +329,24 @@ class Ring:
 
     # -- deciding (lanes) --------------------------------------------------------------------
 
-    def raise_fence(self, epoch: int) -> None:
+    def raise_fence(self, epoch: int, *, wait: bool = True) -> bool:
         """Take the right to decide here. It only rises.
+
+        Args:
+            wait: for the camera's lock; never while the state lock is held.
+
+        Returns: False where the lock was not free.
 
         Raises:
             FencedError: another epoch, not older than this one, holds it.
         """
-        with self._totals.lock():
+        with self._totals.lock(wait=wait) as mine:
+            if not mine:
+                return False
             if epoch < self.fence:
                 raise FencedError(f"{self.camera}: fence is at epoch {self.fence}, not {epoch}")
             self._words[_FENCE] = epoch
+            return True
 
     def attempt(self, sequence: int) -> int:
         """Note, before inferring, that `sequence` is tried; returns which attempt this is."""
