@@ -4,25 +4,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from common.engine.matching import match
 from common.messages import Item, TruthItem
 
-IOU = 0.5
 EDGE = 0.01  # of width and height
 _PENDING = 512  # frames of which one half is awaited
 _WINDOW = 1000  # the newest frames count
-
-Box = tuple[float, float, float, float]
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes x1, y1, x2, y2."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    common = width * height
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
-    return common / union
 
 
 def compare(
@@ -30,28 +17,18 @@ def compare(
 ) -> tuple[int, int, int]:
     """How many items are right, how many count, how many things are true.
 
-    Best score first, each item takes the free true thing of its label that it overlaps most, by at
-    least IOU. What is cut by the picture's edge (`size`: width, height) may be no truth, too little
-    of it being visible; so an item there that finds none counts neither way.
+    What is cut by the picture's edge (`size`: width, height) may be no truth, too little of it
+    being visible; so an item there that finds none counts neither way.
     """
-    free = list(truth)
-    right = cut = 0
-    for item in sorted(items, key=lambda item: -item.score):
-        box = item.box
-        if box is None:
-            continue
-        same = [
-            (iou(box, thing.box), i) for i, thing in enumerate(free) if thing.label == item.label
-        ]
-        best, i = max(same, default=(0.0, 0))
-        if best >= IOU:
-            del free[i]
-            right += 1
-        elif min(box[0] / size[0], box[1] / size[1]) < EDGE or max(
-            box[2] / size[0], box[3] / size[1]
-        ) > (1 - EDGE):
-            cut += 1
+    right, wrong = match(items, truth)
+    cut = sum(_at_edge(item, size) for item in wrong)
     return right, len(items) - cut, len(truth)
+
+
+def _at_edge(item: Item, size: tuple[int, int]) -> bool:
+    assert item.box is not None
+    x1, y1, x2, y2 = (side / size[i % 2] for i, side in enumerate(item.box))
+    return min(x1, y1) < EDGE or max(x2, y2) > 1 - EDGE
 
 
 @dataclass

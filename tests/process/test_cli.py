@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from common import processes
+from common.engine.matching import iou
 from common.errors import RingError
 from common.frames import Shape
 from common.messages import Item, TruthItem
 from common.paths import PROJECT, Paths
 from services.cli import check, text
-from services.cli.truth import Score, compare, iou
+from services.cli.truth import Score, compare
 from tests.support import System, until
 
 VIGIL = (sys.executable, "-m", "services.cli.main")
