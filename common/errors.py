@@ -59,3 +59,7 @@ class TransitionError(VigilError):
 
 class LockedError(VigilError):
     """A lock was not free within the time given."""
+
+
+class BundleError(VigilError):
+    """A bundle's tar is damaged, or holds what no bundle may hold; nothing of it was kept."""
