@@ -56,8 +56,9 @@ class Model:
             runtime: consider this runtime's variants only.
 
         Raises:
-            ModelError: no variant runs here, the manifest and the model contradict each other,
-                or something is known from neither.
+            CannotRunError: no variant runs here.
+            ModelError: the manifest and the model contradict each other, or something is known
+                from neither.
         """
         reasons: list[str] = []
         for variant, path, facts in zip(
@@ -73,7 +74,7 @@ class Model:
         if not reasons:
             known = ", ".join(variant.runtime for variant in bundle.manifest.variants)
             raise ModelError(f"{bundle.path}: no variant for runtime {runtime}; it has {known}")
-        raise ModelError("; ".join(reasons))
+        raise CannotRunError("; ".join(reasons))
 
     @classmethod
     def _assemble(
