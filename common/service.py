@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -67,6 +68,10 @@ class Service:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
         os.eventfd_write(self.wake_fd, 1)
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long, or until a signal asks the process to stop."""
+        select.select([self.wake_fd], [], [], seconds)
 
     def progressed(self) -> None:
         """The working loop has done a piece of work."""

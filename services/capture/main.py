@@ -22,6 +22,9 @@ FULL_RING_TICK_S = 0.1  # a full ring looks for room this often, also when no be
 # Drained rings stay a while, so that whoever reads the journal finds its end.
 KEEP_RINGS_S = 10.0
 KEEP_RINGS = 3
+MIN_PACE = 0.05
+OPEN_S = 10.0
+WAIT_S = 2.0  # a declared wait is renewed by each beat; silent for longer, the process hangs
 
 
 class Capture:
@@ -33,6 +36,7 @@ class Capture:
         self._camera: Camera = service.config.cameras[name]
         self._source = make(service.config, self._camera)
         self._state = CameraState.CONNECTING
+        self._pace = 1.0
         self._tidy_ns = 0  # when to look for older rings; 0: there are none
         every, live = self._camera.policy is Policy.EVERY, SOURCES[self._camera.source].live
         self._waits = self._camera.fps == "max" or (every and not live)
@@ -46,19 +50,20 @@ class Capture:
         self._lanes = Ringer(map(service.paths.bell, names))
 
     def run(self) -> None:
-        self._beat()
+        self._beat("the source to open", OPEN_S)
         format = self._source.open()
         self._ring = self._make_ring(format.width, format.height)
         period_ns = self._period_ns(format)
         self._set_state(CameraState.STREAMING, f"{format.width}x{format.height}")
         due = time.monotonic_ns()
         while not self._service.stopping:
-            self._beat()
             now = time.monotonic_ns()
+            full = self._waits and self._ring.full
+            self._beat("a decision" if full else "the next frame" if now < due else "")
             if now < due:
                 self._sleep((due - now) / 1e9)
                 continue
-            if self._waits and self._ring.full:
+            if full:
                 self._wait_for_decision()
                 continue
             if self._drops and self._ring.full:
@@ -66,10 +71,9 @@ class Capture:
             elif not self._capture(self._ring.begin()):
                 self._set_state(CameraState.ENDED, "nothing more to read")
                 break
-            # Late by more than a period: go on from now, never in a burst.
-            due = max(due + period_ns, time.monotonic_ns() - period_ns)
+            due = self._next(due, period_ns)
         while not self._service.stopping:
-            self._beat()
+            self._beat("nothing more")
             self._sleep(BEAT_S)
 
     def _capture(self, slot: memoryview) -> bool:
@@ -126,6 +130,15 @@ class Capture:
         self._tidy_ns = time.monotonic_ns() + round(KEEP_RINGS_S * 1e9)
         return ring
 
+    def _next(self, due_ns: int, period_ns: int) -> int:
+        """When the next frame is due, at the pace allowed."""
+        now = time.monotonic_ns()
+        if not period_ns:  # full speed: pauses in proportion to the work since the last one
+            return now + round((now - due_ns) * (1 / self._pace - 1))
+        period_ns = round(period_ns / self._pace)
+        # Late by more than a period: go on from now, never in a burst.
+        return max(due_ns + period_ns, now - period_ns)
+
     def _period_ns(self, format: Format) -> int:
         fps = format.fps if self._camera.fps == "source" else self._camera.fps
         if fps == "max":
@@ -143,15 +156,26 @@ class Capture:
             f"camera.{state}", Severity.INFO, f"{self._name}: {state}, {text}", camera=self._name
         )
 
-    def _beat(self) -> None:
+    def _beat(self, wait: str = "", wait_s: float = WAIT_S) -> None:
+        if not self._service.beat_due(ProcessState.RUNNING):
+            return
+        self._read_pace()
         if self._tidy_ns and time.monotonic_ns() > self._tidy_ns:
             paths = self._service.paths
             left = remove_drained(paths.rings, paths.accounts, self._name)
             self._tidy_ns = time.monotonic_ns() + round(KEEP_RINGS_S * 1e9) if left else 0
-        self._service.beat(ProcessState.RUNNING, camera=self._state)
+        self._service.beat(ProcessState.RUNNING, wait=wait, wait_s=wait_s, camera=self._state)
 
     def _sleep(self, seconds: float) -> None:
-        select.select([self._service.wake_fd], [], [], min(seconds, BEAT_S))
+        self._service.pause(min(seconds, BEAT_S))
+
+    def _read_pace(self) -> None:
+        """What share of the frame rate the watchdog allows: less where the board is too hot."""
+        try:
+            pace = float((self._service.paths.run / "pace").read_text())
+        except (FileNotFoundError, ValueError):
+            pace = 1.0
+        self._pace = min(1.0, max(MIN_PACE, pace))
 
     def close(self) -> None:
         self._source.close()

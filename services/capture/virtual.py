@@ -17,6 +17,8 @@ class VirtualSource:
     def __init__(self, camera: Camera, path: Path | None) -> None:
         self._width, self._height = camera.size or DEFAULT_SIZE
         self._scene = Scene(self._width, self._height, seed=camera.seed)
+        if camera.gaps is not None:
+            self._scene.gaps = camera.gaps
         self._loop = camera.loop
         self._prerender = camera.prerender
         self._rendered: list[tuple[Picture, tuple[TruthItem, ...]]] = []

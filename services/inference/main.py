@@ -1,224 +1,222 @@
-"""Inference: a lane of a group. Frames in, decisions in the journal, then announced.
-
-The loop prepares the next frame while the worker infers this one, so that the engine never waits.
-Under `latest` it prepares as late as it can, so that what waits is never an old frame.
+"""Inference: one of the lanes of a group. It takes its seat in the record, loads that slot's model
+and has it prove itself, then works as the record says until that changes (`Lane`).
 """
 
 import sys
 import time
+from pathlib import Path
 
-import msgspec
-import zmq
-
-from common import bus
-from common.bell import Bell, Ringer
-from common.engine.bundle import open_bundle
-from common.engine.model import Model
+from common.config import Group
+from common.engine.bundle import Bundle, open_bundle
 from common.engine.runtimes import Options
-from common.errors import ConfigError, EngineError
-from common.frames import RESULT_BYTES
-from common.messages import Item, Result, Stages
-from common.processes import capture_name, lane_name
+from common.engine.samples import self_test
+from common.errors import ConfigError, EngineError, LockedError, ModelError
+from common.frames import Ring, generations
+from common.messages import LaneReport
+from common.processes import lane_name
 from common.service import BEAT_S, Service, main
-from common.states import ProcessState, Severity, Validity
-from services.inference.feed import Feed
-from services.inference.worker import Job, Worker
+from common.slots import FACTORY, PASS
+from common.states import ProcessState, Severity
+from services.inference.engines import Engines
+from services.inference.lane import Lane, announce
+from services.inference.seat import Seat
 
-LOAD_LIMIT_S = 60.0
-EARLY_NS = 1_000_000  # how much earlier than needed the next frame is prepared under `latest`
-SELDOM = 2.0  # frames that come this many inferences apart are inferred without the worker
-SMOOTHING = 0.1  # weight of the newest time in the running means
+SEAT_S = 10.0  # for the record's lock
+AFTER_LIVE_S = 5.0  # a standby leaves the machine to the live lane's start for so long
+REFUSED_S = 5.0  # a refused model is reported so long, for the watchdog to judge; then it exits
+MEMORY_FACTOR = 3  # a loaded model takes about so many times its file, and
+MEMORY_MB = 60  # a process and its runtime so much beside it
 
 
-class Lane:
-    def __init__(self, service: Service, group: str, model: Model) -> None:
-        self._service = service
-        self._model = model
-        self._slot = int(model.slot, 16)
-        self._worker = Worker(model)
-        cameras = service.config.cameras_of(group)
-        self._feeds = [Feed(name, service.config.cameras[name], service.paths) for name in cameras]
-        self._bell = Bell(service.paths.bell(service.name))  # rung by capture at each frame
-        captures = {name: service.paths.bell(capture_name(name)) for name in cameras}
-        self._captures = {name: Ringer([bell]) for name, bell in captures.items()}
-        self._jobs: list[Job] = []  # in the worker's hands, oldest first: one runs, one waits
-        self._free = list(range(Model.BUFFERS))
-        self._infer_ns = self._input_ns = self._interval_ns = 0.0  # running means
-        self._taken_ns = time.monotonic_ns()
-        self._poller = zmq.Poller()
-        for readable in (self._bell.fd, self._worker.done_fd, service.wake_fd):
-            self._poller.register(readable, zmq.POLLIN)
+class Loader:
+    """From an empty process to a model that is warm and has passed its self-test."""
 
-    def run(self) -> None:
-        epoch = 1 + max(feed.highest_fence() for feed in self._feeds)
-        for feed in self._feeds:
-            feed.go_live(epoch)
-        self._worker.start()
-        refresh_ns = 0
+    def __init__(self, service: Service, group: str, seat: Seat) -> None:
+        self._service, self._group, self._seat = service, group, seat
+        self._settings: Group = service.config.groups[group]
+        self._broken: set[str] = set()
+
+    def load(self) -> Engines | None:
+        """None: pass-through, or the process was asked to stop.
+
+        Raises:
+            ModelError, EngineError: an unproven model was refused; that costs it a try.
+        """
+        self._leave_to_live_lane()
         while not self._service.stopping:
-            now = time.monotonic_ns()
-            if now >= refresh_ns:  # files are the truth: look even where no message came
-                refresh_ns = now + round(BEAT_S * 1e9)
-                self._refresh()
-                self._beat()
-            while self._jobs and (job := self._worker.finished()):
-                self._decide(job)
-            wait_ns = self._prepare()
-            if self._bell.heard():  # what came while preparing is looked for once more
-                wait_ns = self._prepare()
-            self._poller.poll(-(-wait_ns // 1_000_000))
-        self._worker.stop()
-        while job := self._worker.finished():
-            self._decide(job)
-
-    def _refresh(self) -> None:
-        for feed in self._feeds:
-            feed.refresh()
-
-    def _beat(self) -> None:
-        idle = not self._jobs
-        self._service.beat(
-            ProcessState.WAITING if idle else ProcessState.RUNNING,
-            wait="frame" if idle else "",
-            wait_s=2 * BEAT_S,
-            model=self._model.name,
-            version=self._model.version,
-            release=str(self._model.release),
-            runtime=self._model.runtime,
-        )
-
-    def _prepare(self) -> int:
-        """Give the worker frames while it has room; returns how long to wait for anything, ns."""
-        while self._free:
-            for feed in self._feeds:
-                if (sequence := feed.next_sequence) is not None:
-                    break
-            else:
-                break
-            if self._jobs and not feed.every:
-                lead = 2 * self._input_ns + EARLY_NS
-                running = self._jobs[0].infer_from_ns or time.monotonic_ns()
-                wait_ns = round(running + self._infer_ns - lead - time.monotonic_ns())
-                if wait_ns > 0:
-                    return wait_ns
-            # Whoever was served goes to the end of the line.
-            self._feeds.remove(feed)
-            self._feeds.append(feed)
-            self._take(feed, sequence)
-        return round(BEAT_S * 1e9)
-
-    def _take(self, feed: Feed, sequence: int) -> None:
-        """Pre-process a camera's frame and have it inferred, unless it is torn."""
-        picture = feed.picture(sequence)
-        if picture is None:
-            return
-        buffer = self._free[0]
-        started = time.monotonic_ns()
-        geometry = self._model.prepare(picture, buffer)
-        input_ns = time.monotonic_ns() - started
-        times = feed.take(sequence)
-        if times is None:
-            return
-        self._free.pop(0)
-        job = Job(feed, sequence, buffer, geometry, *times, input_ns)
-        self._jobs.append(job)
-        self._input_ns += SMOOTHING * (input_ns - self._input_ns)
-        self._interval_ns += SMOOTHING * (started - self._taken_ns - self._interval_ns)
-        self._taken_ns = started
-        if len(self._jobs) == 1 and self._interval_ns > SELDOM * self._infer_ns:
-            self._worker.infer(job)  # no frame will come meanwhile: spare two changes of thread
-            self._decide(job)
-        else:
-            self._worker.submit(job)
-
-    def _decide(self, job: Job) -> None:
-        """Decode, commit to the journal, and only then announce, byte for byte the same."""
-        self._jobs.remove(job)
-        items: list[Item] = []
-        if not job.failure:
+            self._beat(ProcessState.LOADING, "model load")
+            slot = self._take_seat()
+            if slot == PASS:
+                self._service.event(
+                    "model.none", Severity.CRITICAL, "no model can be loaded: frames pass unjudged"
+                )
+                return None
+            path = self._seat.store.path(slot)
+            if slot == FACTORY:
+                path = self._service.config.resolve(self._settings.model)
             try:
-                items = self._model.decode(job.outputs, job.geometry)
-            except EngineError as error:
-                job.failure = str(error)
-        self._free.append(job.buffer)
-        infer_ns = job.infer_to_ns - job.infer_from_ns
-        self._infer_ns += SMOOTHING * (infer_ns - self._infer_ns)
-        body = _encode(self._result(job, items))
-        kind = "failed" if job.failure else "inferred"
-        job.feed.decide(job.sequence, self._slot, kind, body)
-        self._service.publish_bytes(f"result/{job.feed.name}", body)
-        self._captures[job.feed.name].ring()
-        self._service.progressed()
-        if job.failure:
-            text = f"{job.feed.name}: frame {job.sequence} could not be judged: {job.failure}"
-            self._service.event("frame.failed", Severity.ERROR, text, camera=job.feed.name)
+                return self._load(path)
+            except (ModelError, EngineError) as error:
+                if self._seat.unproven:
+                    self._report_refused(str(error))
+                    raise
+                self._service.event("model.broken", Severity.ERROR, f"slot {slot[:12]}: {error}")
+                self._broken.add(slot)
+        return None
 
-    def _result(self, job: Job, items: list[Item]) -> Result:
-        assert job.feed.ring is not None
-        now = time.monotonic_ns()
-        age_ns = now - job.captured_ns
-        limit_s = job.feed.camera.stale_after_s
-        validity, reason = Validity.VALID, ""
-        if job.failure:
-            validity, reason = Validity.FAILED, job.failure
-        elif age_ns > limit_s * 1e9:
-            validity = Validity.STALE
-            reason = f"the frame is {age_ns / 1e9:.2f} s old, more than {limit_s} s"
-        stages = Stages(
-            decode=job.filled_ns - job.captured_ns,
-            queue=job.infer_from_ns - job.filled_ns - job.input_ns,
-            compute_input=job.input_ns,
-            compute_infer=job.infer_to_ns - job.infer_from_ns,
-            compute_output=now - job.infer_to_ns,
-            total=now - job.filled_ns,
+    def _take_seat(self) -> str:
+        deadline = time.monotonic() + SEAT_S
+        while True:
+            try:
+                return self._seat.take(self._broken)
+            except LockedError:
+                if time.monotonic() > deadline:
+                    raise
+
+    def _load(self, path: Path) -> Engines:
+        settings = self._settings
+        bundle = open_bundle(path, score=settings.score)
+        options = Options(settings.threads, settings.spinning, settings.memory_arena)
+        engines = Engines(bundle, options, settings.runtime, self._service.paths.run)
+        try:
+            self._load_preferred(engines)
+            self._prove(engines, bundle)
+        except BaseException:
+            engines.close()
+            raise
+        announce(self._service, engines)
+        model = engines.model
+        assert model is not None
+        self._service.event(
+            "model.loaded",
+            Severity.INFO,
+            f"{model.name} {model.version} (release {model.release}) on {model.runtime}",
+            slot=model.slot,
+            fallback=model.fallback_reason,
         )
-        model = self._model
-        return Result(
-            job.feed.name, job.feed.ring.generation, job.sequence, job.feed.epoch, validity,
-            job.captured_ns, age_ns, model.name, model.version, model.release, model.slot,
-            model.runtime, tuple(items), stages, reason=reason,
-        )  # fmt: skip
+        return engines
 
-    def close(self) -> None:
-        self._bell.close()
-        for capture in self._captures.values():
-            capture.close()
+    def _load_preferred(self, engines: Engines) -> None:
+        """A candidate waits for an accelerator that the live lane is about to give up."""
+        deadline = time.monotonic() + self._settings.load_s
+        engines.load()
+        while engines.busy and self._seat.candidate and not self._service.stopping:
+            if time.monotonic() > deadline:
+                raise ModelError(f"the accelerator was not free in time: {engines.degraded}")
+            self._service.beat(
+                ProcessState.LOADING,
+                wait="accelerator",
+                wait_s=self._settings.load_s,
+                lane=self._report(),
+            )
+            self._service.pause(BEAT_S / 5)
+            engines.close()
+            engines.load()
+            self._seat.refresh()
+
+    def _prove(self, engines: Engines, bundle: Bundle) -> None:
+        """Warm up; then the self-test on the bundle's samples, on the accelerator itself."""
+        model = engines.model
+        assert model is not None
+        model.warm_up()
+
+        def stop() -> bool:
+            self._service.progressed()
+            self._beat(ProcessState.LOADING, "self-test")
+            return self._service.stopping
+
+        test = self_test(model, bundle, stop=stop)
+        if test.refused and not self._service.stopping:
+            raise EngineError(f"self-test: {test.refused}")
+
+    def _report_refused(self, reason: str) -> None:
+        """The watchdog judges; where it is not there, ending the process costs a try."""
+        text = f"slot {self._seat.slot[:12]}: {reason}"
+        self._service.event("model.refused", Severity.ERROR, text, slot=self._seat.slot)
+        deadline = time.monotonic() + REFUSED_S
+        while time.monotonic() < deadline and self._seat.mine and not self._service.stopping:
+            self._service.beat(
+                ProcessState.WAITING,
+                wait="verdict",
+                wait_s=REFUSED_S,
+                lane=self._report(reason),
+            )
+            self._service.pause(BEAT_S / 5)
+            self._seat.refresh()
+
+    def _beat(self, state: ProcessState, wait: str) -> None:
+        self._service.beat(state, wait=wait, wait_s=self._settings.load_s, lane=self._report())
+
+    def _report(self, refused: str = "") -> LaneReport:
+        return LaneReport(self._seat.run, self._seat.slot, False, False, refused=refused)
+
+    def _leave_to_live_lane(self) -> None:
+        """Nobody waits for a standby: it starts once the live lane decides, and there is memory."""
+        started = time.monotonic()
+        said = False
+        while not self._service.stopping:
+            self._seat.refresh()
+            if self._seat.record.live == self._seat.lane:
+                return
+            early = time.monotonic() - started < AFTER_LIVE_S and not self._decided_by_live_lane()
+            short = "" if early else self._memory_short()
+            if not early and not short:
+                return
+            if short and not said:
+                said = True
+                self._service.event("lane.no_memory", Severity.WARNING, short)
+            wait = short or "the live lane's start"
+            self._service.beat(ProcessState.WAITING, wait=wait, wait_s=4 * BEAT_S)
+            self._service.pause(BEAT_S / 5)
+
+    def _decided_by_live_lane(self) -> bool:
+        paths, epoch = self._service.paths, self._seat.record.epoch
+        for camera in self._service.config.cameras_of(self._group):
+            existing = generations(paths.rings, camera)
+            if not existing:
+                return False
+            with Ring.open(paths.rings, paths.accounts, camera, existing[-1]) as ring:
+                if ring.fence != epoch:
+                    return False
+        return True
+
+    def _memory_short(self) -> str:
+        """Why a second lane would not fit; "" where it does."""
+        slot = self._seat.record.choose(self._seat.lane)
+        path = self._seat.store.path(slot)
+        if slot == FACTORY:
+            path = self._service.config.resolve(self._settings.model)
+        files = [path] if path.is_file() else [f for f in path.rglob("model*") if f.is_file()]
+        largest = max((file.stat().st_size for file in files), default=0) / 1e6
+        need, free = MEMORY_MB + MEMORY_FACTOR * largest, available_mb()
+        if free >= need:
+            return ""
+        return f"no memory for a standby: {need:.0f} MB are needed, {free:.0f} MB available"
 
 
-def _encode(result: Result) -> bytes:
-    """The result as it goes to the journal, with as many items as fit there."""
-    body = bus.encode(result)
-    while len(body) > RESULT_BYTES:
-        kept = len(result.items) * RESULT_BYTES // (len(body) + 1)
-        cut = len(result.items) - kept + result.items_cut
-        result = msgspec.structs.replace(result, items=result.items[:kept], items_cut=cut)
-        body = bus.encode(result)
-    return body
+def available_mb() -> float:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
 
 
 def run(service: Service) -> None:
-    group = sys.argv[1]
+    group, lane = sys.argv[1:3]
     if group not in service.config.groups:
         raise ConfigError(f"{service.config.path}: has no [groups.{group}]")
-    settings = service.config.groups[group]
-    service.beat(ProcessState.LOADING, wait="model load", wait_s=LOAD_LIMIT_S)
-    bundle = open_bundle(service.config.resolve(settings.model), score=settings.score)
-    options = Options(settings.threads, settings.spinning, settings.memory_arena)
-    model = Model.load(bundle, options, settings.runtime)
-    model.warm_up()
-    service.event(
-        "model.loaded",
-        Severity.INFO,
-        f"{model.name} {model.version} (release {model.release}) on {model.runtime}",
-        slot=model.slot,
-        fallback=model.fallback_reason,
-    )
-    lane = Lane(service, group, model)
-    try:
-        lane.run()
-    finally:
-        lane.close()
-        model.close()
+    seat = Seat(service, group, lane)
+    loader = Loader(service, group, seat)
+    engines = loader.load()
+    if not service.stopping:
+        work = Lane(service, group, seat, engines)
+        try:
+            work.run()
+        finally:
+            work.close()
+    if engines is not None:
+        engines.close()
+    seat.leave()
 
 
 if __name__ == "__main__":

@@ -19,25 +19,26 @@ class Job:
     """A frame on its way through the engine. Times are CLOCK_MONOTONIC nanoseconds."""
 
     feed: Feed
+    hold: int  # the feed's when it was taken
     sequence: int
     buffer: int
-    geometry: Geometry
+    geometry: Geometry | None  # None: not to be inferred
     captured_ns: int
     filled_ns: int
     input_ns: int  # what pre-processing took
     infer_from_ns: int = 0
     infer_to_ns: int = 0
     outputs: Outputs = field(default_factory=list)
-    failure: str = ""
+    error: EngineError | None = None
 
 
 class Worker(threading.Thread):
     """Infers jobs in order. `done_fd` becomes readable when one is finished."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model | None) -> None:
         super().__init__(name="engine", daemon=True)
         self.done_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._model = model
+        self.model = model  # changed only while no job is here
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._done: deque[Job] = deque()
 
@@ -63,11 +64,12 @@ class Worker(threading.Thread):
     def infer(self, job: Job) -> None:
         """Run the engine on a job; only while this thread has none."""
         job.infer_from_ns = time.monotonic_ns()
-        if job.feed.attempt(job.sequence):
+        assert self.model is not None
+        if job.feed.attempt(job.sequence, job.hold):
             try:
-                job.outputs = self._model.infer(job.buffer)
+                job.outputs = self.model.infer(job.buffer)
             except EngineError as error:
-                job.failure = str(error)
+                job.error = error
         else:
-            job.failure = "this frame killed the process twice; it is not tried again"
+            job.error = EngineError("this frame killed the process twice; it is not tried again")
         job.infer_to_ns = time.monotonic_ns()

@@ -56,10 +56,10 @@ WHOLE = {
     "": ": has no [cameras.NAME] table; at least one is needed",
     MAIN: ": has no [cameras.NAME] table; at least one is needed",
     BELT: ": has no [groups.NAME] table; at least one is needed",
-    "threads = 1\n" + BELT + MAIN: ", line 1: threads = 1: expected [cameras.NAME] and [groups.",
-    "cameras = 1\n" + MAIN: ", line 1: cameras = 1: expected [cameras.NAME] and [groups.NAME] ",
+    "threads = 1\n" + BELT + MAIN: ", line 1: threads = 1: expected one of the tables [cameras.NAME], [groups.",
+    "cameras = 1\n" + MAIN: ", line 1: cameras = 1: expected one of the tables [cameras.NAME], ",
     "[camera.belt]\n" + BELT + MAIN: ", line 1: camera = "
-    '{"belt": {}}: expected [cameras.NAME] and [groups.NAME] tables only',
+    '{"belt": {}}: expected one of the tables [cameras.NAME], [groups.NAME], [watchdog], [updates]',
     '[cameras]\nbelt = "virtual"\n' + MAIN: ', line 2: cameras.belt = "virtual": expected a table '
     "[cameras.belt]",
     "[cameras]\nbelt = { source = 'virtual', fsp = 3 }\n" + MAIN: ", line 2: cameras.belt.fsp = 3: "
