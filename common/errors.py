@@ -63,3 +63,7 @@ class LockedError(VigilError):
 
 class BundleError(VigilError):
     """A bundle's tar is damaged, or holds what no bundle may hold; nothing of it was kept."""
+
+
+class AcceleratorLostError(EngineError):
+    """An accelerator that ran no longer does: unplugged, hung up or too hot. Another may judge."""
