@@ -5,17 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 
-from common import bus
-from common.frames import Ring, generations
-from common.messages import Result
 from common.paths import PROJECT, Paths
+from scripts.bench.journal import Journal as JournalReader
 
 
 def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
@@ -104,44 +101,9 @@ def balanced(account: dict[str, int]) -> bool:
     return account["captured"] == gone and min(account.values()) >= 0
 
 
-class Journal:
-    """Reads every decision of a camera by cursor, as a consumer does, on a thread of its own."""
-
-    def __init__(self, paths: Paths, camera: str) -> None:
-        self._paths, self._camera = paths, camera
-        self.results: list[Result] = []
-        self.rings: list[int] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        paths, camera = self._paths, self._camera
-        ring: Ring | None = None
-        cursor = 0
-        while not self._stop.wait(0.005):
-            if ring is None or (ring.drained and cursor >= ring.decided):
-                done = 0 if ring is None else ring.generation
-                newer = [g for g in generations(paths.rings, camera) if g > done]
-                if not newer:
-                    continue
-                if ring is not None:
-                    ring.close()
-                ring = Ring.open(paths.rings, paths.accounts, camera, newer[0])
-                self.rings.append(ring.generation)
-            while cursor < ring.decided:
-                cursor += 1
-                if entry := ring.entry(cursor):
-                    result = bus.decode(f"result/{camera}", entry.result)
-                    assert isinstance(result, Result)
-                    assert (result.sequence, result.epoch) == (entry.sequence, entry.epoch)
-                    self.results.append(result)
+class Journal(JournalReader):
+    """With a deadline for what a test waits for."""
 
     def until_more(self, count: int, timeout_s: float = 30) -> None:
         enough = len(self.results) + count
         until(lambda: len(self.results) >= enough, timeout_s, f"{count} more results")
-
-    def stop(self) -> list[Result]:
-        self._stop.set()
-        self._thread.join()
-        return self.results

@@ -56,7 +56,7 @@ WHOLE = {
     "": ": has no [cameras.NAME] table; at least one is needed",
     MAIN: ": has no [cameras.NAME] table; at least one is needed",
     BELT: ": has no [groups.NAME] table; at least one is needed",
-    "threads = 1\n" + BELT + MAIN: ", line 1: threads = 1: expected one of the tables [cameras.NAME], [groups.",
+    "threads = 1\n" + BELT + MAIN: ", line 1: threads = 1: expected one of the tables [cameras.",
     "cameras = 1\n" + MAIN: ", line 1: cameras = 1: expected one of the tables [cameras.NAME], ",
     "[camera.belt]\n" + BELT + MAIN: ", line 1: camera = "
     '{"belt": {}}: expected one of the tables [cameras.NAME], [groups.NAME], [watchdog], [updates]',
