@@ -30,3 +30,9 @@ def report(figures: Mapping[str, object]) -> None:
     """Print the last line: the figures, with what they were taken on."""
     load = os.getloadavg()[0]
     print(json.dumps({**figures, "cores": os.cpu_count(), "load": round(load, 2)}), flush=True)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that `share` % of all do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * round(share * 10) // 1000) - 1)]

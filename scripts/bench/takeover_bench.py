@@ -20,7 +20,7 @@ from common.paths import PROJECT, Paths
 from common.states import SlotState, Validity
 from scripts.bench.journal import Journal, decided_ns
 from scripts.bench.lanes import Lanes, Processes, until
-from scripts.bench.measure import Figures, report
+from scripts.bench.measure import Figures, percentile, report
 from scripts.bench.running import running
 
 CONFIG = f"""
@@ -132,11 +132,6 @@ def hand_overs(under_test: Line, count: int) -> None:
             print(f"hand-over {place + 1}/{count}", flush=True)
 
 
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench/takeover", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, metavar="N")
@@ -152,14 +147,14 @@ def main() -> None:
         hangs = faults(under_test, arguments.hangs, signal.SIGSTOP, dice)
         results = under_test.journal.results
         figures["kills"] = len(kills)
-        figures["takeover_ms_p50"] = percentile(kills, 0.5)
-        figures["takeover_ms_p99"] = percentile(kills, 0.99)
+        figures["takeover_ms_p50"] = percentile(kills, 50)
+        figures["takeover_ms_p99"] = percentile(kills, 99)
         figures["frames_lost"] = lost(results)
-        figures["hang_ms_p99"] = percentile(hangs, 0.99)
+        figures["hang_ms_p99"] = percentile(hangs, 99)
     with line(1) as under_test:
         restarts = faults(under_test, arguments.restarts, signal.SIGKILL, dice)
-        figures["restart_ms_p50"] = percentile(restarts, 0.5)
-        figures["restart_ms_p99"] = percentile(restarts, 0.99)
+        figures["restart_ms_p50"] = percentile(restarts, 50)
+        figures["restart_ms_p99"] = percentile(restarts, 99)
     with line(2, fps='"max"') as under_test:
         hand_overs(under_test, arguments.handovers)
         results = under_test.journal.results
