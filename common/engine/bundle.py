@@ -27,10 +27,30 @@ Channels = float | Annotated[list[float], Meta(min_length=1, max_length=3)]
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model file and the runtime that runs it."""
+    """A model file and the runtime that runs it, on an accelerator where it names one's library.
+
+    The library is the system's, never the bundle's: a name for the dynamic linker, such as
+    "libedgetpu.so.1", or an absolute path.
+    """
 
     runtime: str
     file: str
+    delegate: str | None = None
+    exclusive: bool = False  # only one process at a time can use the accelerator
+
+    def __post_init__(self) -> None:
+        if self.delegate is None:
+            if self.exclusive:
+                raise ValueError("`exclusive` is for an accelerator; expected a `delegate` too")
+            return
+        row = RUNTIMES.get(self.runtime)
+        if row is not None and not row.delegates:
+            raise ValueError(f"runtime {self.runtime} takes no delegate")
+        if not self.delegate or ("/" in self.delegate and not self.delegate.startswith("/")):
+            raise ValueError(
+                f"delegate = {self.delegate!r}: expected the name of a system library, or an "
+                "absolute path"
+            )
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

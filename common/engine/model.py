@@ -1,7 +1,10 @@
 """A loaded model: prepare, infer, decode."""
 
+import fcntl
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.engine import decoders, runtimes
-from common.engine.bundle import Bundle
+from common.engine.bundle import Bundle, Variant
 from common.engine.decoders import Decode, Settings
 from common.engine.facts import Facts
 from common.engine.preprocess import Geometry, InputSpec, Picture, Preprocessor
 from common.engine.resolve import resolve
-from common.engine.runtimes import CannotRunError, Options, Runtime
+from common.engine.runtimes import AcceleratorBusyError, CannotRunError, Options, Runtime
 from common.errors import ModelError
 from common.messages import Item
 
@@ -35,10 +38,14 @@ class Model:
     task: str
     labels: tuple[str, ...] | None
     input: InputSpec
-    fallback_reason: str  # why a variant preferred to this one is not used; "" if none is
+    accelerator: str  # its library's name, "" on the CPU
+    exclusive: bool  # no other process can use that accelerator meanwhile
     _runtime: Runtime
     _prepare: Preprocessor
     _decode: Decode
+    fallback_reason: str = ""  # why a variant preferred to this one is not used; "" if none is
+    accelerator_busy: bool = False  # whether that is because another process has its accelerator
+    _opened: ExitStack = field(default_factory=ExitStack)
 
     BUFFERS: ClassVar[int] = runtimes.BUFFERS
 
@@ -48,37 +55,74 @@ class Model:
         bundle: Bundle,
         options: Options | None = None,
         runtime: str | None = None,
+        *,
+        accelerator: bool | None = None,
+        lock_folder: Path | None = None,
     ) -> "Model":
         """Load the first variant that runs here.
 
         Args:
             options: how the runtime may use the machine.
             runtime: consider this runtime's variants only.
+            accelerator: True: only variants that name an accelerator; False: only those that don't.
+            lock_folder: where processes lock an exclusive accelerator; None: it is not locked.
 
         Raises:
+            AcceleratorBusyError: no variant runs here, one of them because another process uses
+                its accelerator.
             CannotRunError: no variant runs here.
             ModelError: the manifest and the model contradict each other, or something is known
                 from neither.
         """
         reasons: list[str] = []
+        busy = False
         for variant, path, facts in zip(
             bundle.manifest.variants, bundle.files, bundle.facts, strict=True
         ):
             if runtime not in (None, variant.runtime):
                 continue
+            if accelerator not in (None, variant.delegate is not None):
+                continue
             try:
-                engine = runtimes.load(variant.runtime, path, options or Options())
-                return cls._assemble(bundle, path, facts, engine, "; ".join(reasons))
+                model = cls._load(bundle, variant, path, facts, options or Options(), lock_folder)
             except CannotRunError as error:
+                busy |= isinstance(error, AcceleratorBusyError)
                 reasons.append(str(error))
+            else:
+                model.fallback_reason, model.accelerator_busy = "; ".join(reasons), busy
+                return model
         if not reasons:
+            wanted = f"runtime {runtime}" if runtime else "any runtime"
+            if accelerator is not None:
+                wanted += " with an accelerator" if accelerator else " on the CPU"
             known = ", ".join(variant.runtime for variant in bundle.manifest.variants)
-            raise ModelError(f"{bundle.path}: no variant for runtime {runtime}; it has {known}")
-        raise CannotRunError("; ".join(reasons))
+            raise ModelError(f"{bundle.path}: no variant for {wanted}; it has {known}")
+        raise (AcceleratorBusyError if busy else CannotRunError)("; ".join(reasons))
+
+    @classmethod
+    def _load(
+        cls,
+        bundle: Bundle,
+        variant: Variant,
+        path: Path,
+        facts: Facts,
+        options: Options,
+        lock_folder: Path | None,
+    ) -> "Model":
+        _check_library(bundle, variant)
+        with ExitStack() as opened:  # closed again unless all goes well
+            if variant.exclusive and lock_folder is not None:
+                opened.callback(os.close, _lock(lock_folder, variant))
+            options = replace(options, delegate=variant.delegate)
+            engine = runtimes.load(variant.runtime, path, options)
+            opened.callback(engine.close)
+            model = cls._assemble(bundle, variant, path, facts, engine)
+            model._opened = opened.pop_all()
+            return model
 
     @classmethod
     def _assemble(
-        cls, bundle: Bundle, path: Path, facts: Facts, engine: Runtime, fallback: str
+        cls, bundle: Bundle, variant: Variant, path: Path, facts: Facts, engine: Runtime
     ) -> "Model":
         manifest, given = bundle.manifest, bundle.manifest.decoder
         spec, kind = resolve(manifest, facts, engine.input, str(path))
@@ -112,7 +156,8 @@ class Model:
             task="classification" if classifies else "detection",
             labels=labels,
             input=spec,
-            fallback_reason=fallback,
+            accelerator=Path(variant.delegate or "").name,
+            exclusive=variant.exclusive,
             _runtime=engine,
             _prepare=Preprocessor(spec, buffers),
             _decode=decoders.build(kind, engine.outputs, settings),
@@ -130,6 +175,7 @@ class Model:
         """Run the model. The outputs stay valid until the same buffer is inferred again.
 
         Raises:
+            AcceleratorLostError: the accelerator failed.
             EngineError: the runtime failed.
         """
         return self._runtime.infer(buffer)
@@ -154,5 +200,31 @@ class Model:
             self.decode(self.infer(run % self.BUFFERS), geometry)
 
     def close(self) -> None:
-        """Give the runtime's memory back. The model can't be used any more."""
-        self._runtime.close()
+        """Give memory and accelerator back. The model can't be used any more."""
+        self._opened.close()
+
+
+def _check_library(bundle: Bundle, variant: Variant) -> None:
+    """What an update brings is data: it must not bring code for this process along."""
+    library, root = Path(variant.delegate or ""), bundle.path.resolve()
+    if library.is_absolute() and library.resolve().is_relative_to(root):
+        raise ModelError(
+            f"{bundle.path}: delegate {variant.delegate} lies in the bundle; expected a library "
+            "of the system"
+        )
+
+
+def _lock(folder: Path, variant: Variant) -> int:
+    """A descriptor that holds an exclusive accelerator for this process, until it is closed.
+
+    Raises:
+        AcceleratorBusyError: another has it.
+    """
+    name = Path(variant.delegate or "").name
+    lock = os.open(folder / f"accelerator-{name}.lock", os.O_RDWR | os.O_CREAT, 0o660)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise AcceleratorBusyError(f"accelerator {name}: in use by another process") from error
+    return lock

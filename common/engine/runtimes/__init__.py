@@ -23,6 +23,10 @@ class CannotRunError(ModelError):
     """This runtime is not installed, or can't run this file: another variant may do."""
 
 
+class AcceleratorBusyError(CannotRunError):
+    """The accelerator is in use by another process, and only one can have it."""
+
+
 class Runtime(Protocol):
     """A loaded model. `infer` may run on one thread while another fills the other buffer."""
 
@@ -42,6 +46,7 @@ class Runtime(Protocol):
         """Run; the outputs stay valid until the same buffer is inferred again.
 
         Raises:
+            AcceleratorLostError: the accelerator failed.
             EngineError: the runtime failed.
         """
 
@@ -59,16 +64,18 @@ class Options:
     threads: int = 1
     spinning: bool = False  # threads burn CPU between runs instead of sleeping (ONNX Runtime)
     memory_arena: bool = True  # memory in one arena: less of it, and faster (ONNX Runtime)
+    delegate: str | None = None  # the variant's: library of the accelerator to run on (LiteRT)
 
 
 @dataclass(frozen=True)
 class Row:
     module: str
     format: str  # of the files it reads, as in `facts`
+    delegates: bool = False  # whether it can load an accelerator's library
 
 
 RUNTIMES = {
-    "litert": Row("common.engine.runtimes.litert", "tflite"),
+    "litert": Row("common.engine.runtimes.litert", "tflite", delegates=True),
     "onnxruntime": Row("common.engine.runtimes.ort", "onnx"),
 }
 
@@ -77,7 +84,8 @@ def load(runtime: str, path: Path, options: Options) -> Runtime:
     """Import a runtime and load a checked file into it.
 
     Raises:
-        CannotRunError: the runtime is not installed, or the file has operators it lacks.
+        CannotRunError: the runtime is not installed, the file has operators it lacks, or the
+            accelerator is not there.
         ModelError: the runtime can't make sense of the file.
     """
     try:

@@ -1,10 +1,15 @@
-"""LiteRT (TFLite) on the CPU, through XNNPACK where its operators allow.
+"""LiteRT (TFLite) on the CPU, through XNNPACK where its operators allow, or on an accelerator
+through its delegate: a library that LiteRT hands operators to.
 
 `ai_edge_litert` is preferred; old devices have only `tflite_runtime`, with the same interface.
 The interpreter owns its input, so `infer` copies the prepared buffer into it (1.7 us for 224x224
 uint8): the price of preparing the next frame meanwhile.
+
+Delegates are tested with one of our own (tests/fake_delegate). A real Edge TPU (libedgetpu.so.1)
+has not been tried yet.
 """
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,7 @@ import numpy as np
 from common.engine.facts import EDGETPU_OPERATOR, read_facts
 from common.engine.preprocess import Tensor
 from common.engine.runtimes import BUFFERS, Array, CannotRunError, Options
-from common.errors import EngineError, ModelError
+from common.errors import AcceleratorLostError, EngineError, ModelError
 
 try:
     from ai_edge_litert import __version__
@@ -24,14 +29,60 @@ except ModuleNotFoundError:
     from tflite_runtime.interpreter import Interpreter
 
 
+class Delegate:
+    """An accelerator's library and its device: what `Interpreter` takes as a delegate.
+
+    LiteRT's own `load_delegate` keeps the interpreter's lock while the library looks for its device
+    (seconds, for one on USB): all threads would stand still. Where it fails, it also leaves a
+    traceback on stderr.
+    """
+
+    def __init__(self, library: str) -> None:
+        """Raises OSError: there is no such library, or no device that it can use."""
+        self._pointer: int | None = None
+        self._library = ctypes.CDLL(library)
+        texts = ctypes.POINTER(ctypes.c_char_p)
+        report = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+        reported: list[bytes] = []
+        try:
+            create = self._library.tflite_plugin_create_delegate
+            self._destroy = self._library.tflite_plugin_destroy_delegate
+        except AttributeError as error:
+            raise OSError(f"is no TFLite delegate ({error})") from error
+        create.argtypes, create.restype = [texts, texts, ctypes.c_size_t, report], ctypes.c_void_p
+        self._destroy.argtypes, self._destroy.restype = [ctypes.c_void_p], None
+        self._pointer = create(None, None, 0, report(reported.append))
+        if self._pointer is None:
+            said = b"; ".join(reported).decode(errors="replace").strip()
+            raise OSError(said or "no device, or another process uses it")
+
+    def _get_native_delegate_pointer(self) -> int | None:
+        return self._pointer
+
+    def __del__(self) -> None:
+        # Not sooner: `Interpreter` drops its delegates after its graph, which still uses them.
+        if self._pointer is not None:
+            self._destroy(self._pointer)
+
+
 class LiteRt:
     """See `common.engine.runtimes.Runtime`."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, library: str | None = None) -> None:
         self.name = f"litert {__version__}"
-        self._path = path
+        self._path, self._accelerated = path, library is not None
+        self._views: list[Any] = []
+        delegates = []
+        if library is not None:
+            self.name += f" on {Path(library).name}"
+            try:
+                delegates.append(Delegate(library))
+            except OSError as error:
+                raise CannotRunError(f"{path}: accelerator {library}: {error}") from error
         try:
-            self._interpreter: Any = Interpreter(model_path=str(path), num_threads=threads)
+            self._interpreter: Any = Interpreter(
+                model_path=str(path), num_threads=threads, experimental_delegates=delegates
+            )
             inputs = self._interpreter.get_input_details()
         except (RuntimeError, ValueError) as error:
             raise CannotRunError(f"{path}: LiteRT can't load it: {_first_line(error)}") from error
@@ -64,11 +115,16 @@ class LiteRt:
         return self._buffers
 
     def infer(self, buffer: int) -> Sequence[Array]:
+        failure = ""
         try:
             self._interpreter.set_tensor(self._index, self._buffers[buffer])
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{self._path}: LiteRT failed: {_first_line(error)}") from error
+            failure = f"{self._path}: {self.name} failed: {_first_line(error)}"
+        if failure:
+            # Raised out here, without a context: its traceback would keep the interpreter, and
+            # so the device, for as long as somebody keeps the error.
+            raise AcceleratorLostError(failure) if self._accelerated else EngineError(failure)
         results = self._results[buffer]
         for place, view in enumerate(self._views):
             values = view()
@@ -85,13 +141,13 @@ class LiteRt:
 
 
 def load(path: Path, options: Options) -> LiteRt:
-    """Only `threads` has a meaning here: XNNPACK's sleep between runs and keep their memory."""
-    if EDGETPU_OPERATOR in read_facts(path).custom_operators:
+    """Threads sleep between runs and keep their memory, whatever the options: XNNPACK's do."""
+    if options.delegate is None and EDGETPU_OPERATOR in read_facts(path).custom_operators:
         raise CannotRunError(
             f"{path}: is compiled for an Edge TPU (operator {EDGETPU_OPERATOR}) and can't run on "
             "a CPU; use the model it was compiled from (usually the name without _edgetpu)"
         )
-    return LiteRt(path, options.threads)
+    return LiteRt(path, options.threads, options.delegate)
 
 
 def _tensor(details: dict[str, Any], signature: bool = False) -> Tensor:

@@ -39,6 +39,7 @@ class OnnxRuntime:
     def __init__(self, path: Path, wanted: Options) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__}"
         self._path = path
+        self._bindings: list[Any] = []
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors reach us as exceptions
         options.intra_op_num_threads = wanted.threads
@@ -77,7 +78,6 @@ class OnnxRuntime:
         )
         self._buffers = buffers
         self._results: list[list[Array | None]] = []
-        self._bindings = []
         for values in buffers:
             binding = self._session.io_binding()
             binding.bind_input(
