@@ -19,9 +19,9 @@ from common.messages import Beat, Message, Result, Truth
 from common.paths import Paths
 from common.processes import Process, capture_name, processes
 from common.states import CameraState, ProcessState, Validity
+from common.supervisor import Program, programs
 from services.cli import supervisor
 from services.cli.listen import Listener, newest_ring, topics
-from services.cli.supervisor import Program
 from services.cli.text import number, seconds
 from services.cli.truth import Score
 
@@ -133,19 +133,19 @@ class Observer:
     def status(self) -> Status:
         now = time.monotonic_ns()
         problems = []
-        programs = supervisor.programs(self._paths)
-        if programs is None:
+        known = programs(self._paths)
+        if known is None:
             problems.append(
                 f"supervisord does not answer at {self._paths.supervisor_socket}: "
                 "nothing starts again what dies"
             )
-        restarts = supervisor.restarts(self._paths) if programs else {}
+        restarts = supervisor.restarts(self._paths) if known else {}
         rows = []
         for process in processes(self._config):
-            program = programs.get(process.name) if programs else None
+            program = known.get(process.name) if known else None
             row = self._process(process, program, now)
             row.restarts = restarts.get(process.name)
-            if programs is not None and program is None:
+            if known is not None and program is None:
                 row.problem = "supervisord does not have it: did vigil.toml change since the start?"
             rows.append(row)
         cameras = [self._camera(name, now) for name in self._config.cameras]

@@ -1,63 +1,12 @@
-"""What supervisord knows: its XML-RPC over a Unix socket, its log, and its programs' logs."""
+"""What the logs tell of supervisord's programs: how often each was started, its last error."""
 
-import http.client
 import json
 import re
-import socket
-import xmlrpc.client
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from common.paths import Paths
 
-_TIMEOUT_S = 2.0
 _TAIL_BYTES = 65536
-
-
-@dataclass(frozen=True)
-class Program:
-    name: str
-    state: str  # supervisord's word: RUNNING, STARTING, BACKOFF, FATAL, EXITED, STOPPED...
-    pid: int  # 0 where there is none
-    log: Path
-    error: str  # why it could not be spawned
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_TIMEOUT_S)
-        self.sock.connect(str(self._path))
-
-
-class _Transport(xmlrpc.client.Transport):
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    def make_connection(self, host: object) -> http.client.HTTPConnection:
-        return _Connection(self._path)
-
-
-def programs(paths: Paths) -> dict[str, Program] | None:
-    """Every program that supervisord has; None where it does not answer."""
-    transport = _Transport(paths.supervisor_socket)
-    try:
-        with xmlrpc.client.ServerProxy("http://localhost", transport) as server:
-            answer = cast(list[dict[str, Any]], server.supervisor.getAllProcessInfo())
-    except (OSError, http.client.HTTPException, xmlrpc.client.Error):
-        return None
-    return {
-        row["name"]: Program(
-            row["name"], row["statename"], row["pid"], Path(row["stdout_logfile"]), row["spawnerr"]
-        )
-        for row in answer
-    }
 
 
 def restarts(paths: Paths) -> dict[str, int]:
