@@ -1,0 +1,252 @@
+"""The model that a lane runs: the variant that its bundle prefers, on an accelerator say, and the
+CPU variant while that can't be had. A lost accelerator is looked for again beside the work.
+
+Everything but the loading itself happens on the lane's main thread, while no inference runs.
+Tested with a pretend accelerator (tests/fake_delegate); a real Edge TPU has not been tried yet.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.engine.bundle import Bundle
+from common.engine.model import Model
+from common.engine.runtimes import AcceleratorBusyError, Options
+from common.errors import EngineError, ModelError
+
+FIRST_S, LONGEST_S = 2.0, 60.0  # between two attempts at an accelerator
+WELL_S = 60.0  # an accelerator that ran so long is looked for eagerly again when it is lost
+STOPPING_S = 1.0  # what stopping waits for an attempt; a hung one is left behind
+
+LOST, BACK, BUSY = "accelerator.lost", "accelerator.back", "accelerator.busy"
+
+
+@dataclass
+class Backoff:
+    """When to try again. Times are monotonic seconds."""
+
+    pause_s: float = FIRST_S
+    due_s: float = 0.0
+
+    def failed(self, now_s: float) -> None:
+        self.due_s = now_s + self.pause_s
+        self.pause_s = min(2 * self.pause_s, LONGEST_S)
+
+    def lost(self, now_s: float, since_s: float) -> None:
+        """What worked since `since_s` no longer does."""
+        if now_s - since_s >= WELL_S:
+            self.pause_s = FIRST_S
+        self.failed(now_s)
+
+
+class Engines:
+    """`degraded`: why the lane is not on the accelerator that its bundle prefers; "" where it is.
+
+    `busy`: whether that is because another process uses it. `notices`: what happened, as pairs of
+    an event's code and text; the lane takes them from here.
+    """
+
+    def __init__(
+        self, bundle: Bundle, options: Options, runtime: str | None, lock_folder: Path
+    ) -> None:
+        self._bundle, self._options, self._runtime = bundle, options, runtime
+        self._lock_folder = lock_folder
+        accelerated = [
+            variant
+            for variant in bundle.manifest.variants
+            if variant.delegate is not None and runtime in (None, variant.runtime)
+        ]
+        self._accelerated = bool(accelerated)
+        self._exclusive = any(variant.exclusive for variant in accelerated)
+        self.model: Model | None = None
+        self.degraded = ""
+        self.busy = False
+        self.notices: list[tuple[str, str]] = []
+        self._said = ""  # the last notice's code, unless all has been well since
+        self._wanted = True
+        self._kept = False  # it could not be given up
+        self._attempt: _Attempt | None = None
+        self._backoff = Backoff()
+        self._since_s = 0.0  # when the accelerator began to work
+
+    def load(self) -> None:
+        """The first load: the preferred variant that runs; only a CPU variant where an exclusive
+        accelerator was given up before.
+
+        Raises:
+            ModelError: no variant runs here, or the bundle contradicts itself.
+        """
+        if not self._wanted:
+            self.model = self._load(accelerator=False)
+            self._left()
+            return
+        model = self._load()
+        self.model, self.degraded, self.busy = model, "", False
+        self._since_s = time.monotonic()
+        if self._accelerated and not model.accelerator and model.fallback_reason:
+            self._unavailable(model.fallback_reason, model.accelerator_busy)
+
+    @property
+    def holds_accelerator(self) -> bool:
+        """Whether an exclusive accelerator is kept from other processes, or about to be, and can
+        be given up."""
+        used = self.model is not None and self.model.exclusive
+        return self._exclusive and not self._kept and (used or self._attempting)
+
+    def lost(self, error: EngineError) -> bool:
+        """After an AcceleratorLostError: go over to the CPU variant. False: there is none, and
+        `model` is None until the accelerator is back."""
+        now = time.monotonic()
+        if self.model is not None:
+            self.model.close()
+            self.model = None
+        self._backoff.lost(now, self._since_s)
+        self._say(LOST, str(error))
+        self.degraded, self.busy = str(error), False
+        try:
+            self.model = self._load(accelerator=False)
+        except ModelError as failure:
+            self.degraded += f"; {failure}"
+        return self.model is not None
+
+    def retry(self) -> Model | None:
+        """To be called at each tick. Once the lost accelerator works again: a warm model on it, to
+        be adopted as soon as no inference runs; it is returned once."""
+        attempt = self._attempt
+        if attempt is not None:
+            if attempt.is_alive():
+                return None
+            self._attempt = None
+            if (model := attempt.take()) is not None:
+                return model
+            if not attempt.abandoned:
+                self._unavailable(attempt.failure, attempt.busy)
+        if self.degraded and self._wanted and time.monotonic() >= self._backoff.due_s:
+            self._attempt = _Attempt(self._load_warm)
+            self._attempt.start()
+        return None
+
+    def adopt(self, model: Model) -> None:
+        """Go over to a model that `retry` returned."""
+        if self.model is not None:
+            self.model.close()
+        self.model, self.degraded, self.busy = model, "", False
+        self._since_s = time.monotonic()
+        if self._said:
+            self.notices.append((BACK, f"{model.name} is on {model.accelerator} again"))
+        self._said = ""
+
+    def give_up_accelerator(self) -> None:
+        """Leave an exclusive accelerator to other processes, and go on on the CPU variant, until
+        `want_accelerator`. Where the CPU variant can't be loaded it is kept: never blind."""
+        if not self._exclusive or not self._wanted:
+            return
+        if self._attempt is not None:
+            self._attempt.abandon()
+        if self.model is not None and self.model.exclusive:
+            try:
+                model = self._load(accelerator=False)
+            except ModelError as error:
+                self._kept = True
+                self.notices.append((BUSY, f"the accelerator can't be left to others: {error}"))
+                return
+            self.model.close()
+            self.model = model
+        self._wanted = False
+        self._left()
+
+    def want_accelerator(self) -> None:
+        """From now on `retry` looks for it again."""
+        self._kept = False
+        if not self._wanted:
+            self._wanted = True
+            self._backoff.due_s = 0.0
+
+    def close(self) -> None:
+        if self._attempt is not None:
+            self._attempt.abandon()
+            self._attempt.join(STOPPING_S)
+            self._attempt = None
+        if self.model is not None:
+            self.model.close()
+            self.model = None
+
+    @property
+    def _attempting(self) -> bool:
+        return self._attempt is not None and not self._attempt.abandoned
+
+    def _load(self, accelerator: bool | None = None) -> Model:
+        return Model.load(
+            self._bundle,
+            self._options,
+            self._runtime,
+            accelerator=accelerator,
+            lock_folder=self._lock_folder,
+        )
+
+    def _load_warm(self) -> Model:
+        model = self._load(accelerator=True)
+        try:
+            model.warm_up()
+        except EngineError:
+            model.close()
+            raise
+        return model
+
+    def _unavailable(self, reason: str, busy: bool) -> None:
+        self.degraded, self.busy = reason, busy
+        self._say(BUSY if busy else LOST, reason)
+        if busy:  # looking at a lock costs nothing
+            self._backoff.due_s = time.monotonic() + FIRST_S
+        else:
+            self._backoff.failed(time.monotonic())
+
+    def _left(self) -> None:
+        self.degraded, self.busy = "the accelerator is left to another process", False
+
+    def _say(self, code: str, text: str) -> None:
+        """Once, however often it is found to be so."""
+        if code != self._said:
+            self.notices.append((code, text))
+        self._said = code
+
+
+class _Attempt(threading.Thread):
+    """Loads a model beside the one at work. LiteRT keeps the interpreter's lock while it builds
+    the graph (milliseconds), but not while the library looks for its device.
+    """
+
+    def __init__(self, load: Callable[[], Model]) -> None:
+        super().__init__(name="accelerator", daemon=True)
+        self._load = load
+        self._lock = threading.Lock()
+        self._model: Model | None = None
+        self.abandoned = False
+        self.failure = "loading ended early"
+        self.busy = False
+
+    def run(self) -> None:
+        try:
+            model = self._load()
+        except (EngineError, ModelError) as error:
+            self.failure, self.busy = str(error), isinstance(error, AcceleratorBusyError)
+            return
+        with self._lock:
+            if not self.abandoned:
+                self._model = model
+                return
+        model.close()
+
+    def take(self) -> Model | None:
+        with self._lock:
+            model, self._model = self._model, None
+        return model
+
+    def abandon(self) -> None:
+        """Whatever becomes of it is closed, now or when it is ready."""
+        with self._lock:
+            self.abandoned = True
+        if (model := self.take()) is not None:
+            model.close()
