@@ -68,12 +68,15 @@ class Store:
     def _find(self) -> tuple[int, Record, list[Path]]:
         """Sequence and record of the newest valid version, and the files that are damaged."""
         versions: list[tuple[int, Record]] = []
-        damaged = []
+        damaged: list[Path] = []
+        missing: list[Path] = []
         for path in (*(self.folder / name for name in _FILES), self._overlay):
+            if path == self._overlay and versions and versions[0][0] > 1:
+                damaged += missing  # there were two: its finder died after setting it aside
             try:
                 versions.append(parse(path.read_bytes()))
             except FileNotFoundError:
-                continue
+                missing.append(path)
             except (OSError, ValueError):
                 damaged.append(path)
         if not versions:
