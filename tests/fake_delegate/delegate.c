@@ -8,7 +8,7 @@
  * FAKE_DEVICE (option or environment) names that file. Faults are asked for in the environment, or,
  * at any time, by the content of the file, as lines of NAME=VALUE:
  *   FAKE_CRASH   create | invoke | frame   SIGSEGV; `frame`: on a picture with a magenta corner
- *   FAKE_HANG    create | invoke | frame   sleeps for ever in the native call
+ *   FAKE_HANG    create | invoke | frame   stays in the native call while the device says so
  *   FAKE_SLOW_MS milliseconds              added to each inference
  *   FAKE_BLIND   1                         the model sees black
  *   FAKE_AFTER   inferences                that go well before any of these happens
@@ -23,7 +23,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 enum { OK = 0, ERROR = 1 };
 enum { TYPE_UINT8 = 3, TYPE_INT8 = 9 };
@@ -122,9 +121,13 @@ static bool asked(const Device *device, const char *name, const char *what) {
     return strcmp(value(device, name, text, sizeof text), what) == 0;
 }
 
-static void fault(const Device *device, const char *what) {
+static void sleep_ms(long ms) {
+    nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
+}
+
+static void fault(Device *device, const char *what) {
     if (asked(device, "FAKE_CRASH", what)) raise(SIGSEGV);
-    while (asked(device, "FAKE_HANG", what)) pause();
+    while (asked(device, "FAKE_HANG", what) && present(device)) sleep_ms(20);
 }
 
 static bool magenta(const uint8_t *pixel) {
@@ -154,8 +157,7 @@ static int kernel_invoke(Context *context, Node *node) {
     fault(device, "invoke");
     if (magenta(from)) fault(device, "frame");
     if (asked(device, "FAKE_BLIND", "1")) memset(to, -128, output->bytes);
-    long slow_ms = atol(value(device, "FAKE_SLOW_MS", text, sizeof text));
-    nanosleep(&(struct timespec){slow_ms / 1000, slow_ms % 1000 * 1000000}, NULL);
+    sleep_ms(atol(value(device, "FAKE_SLOW_MS", text, sizeof text)));
     return OK;
 }
 
