@@ -13,6 +13,12 @@ from common.errors import VigilError
 COMMANDS = {
     "check": ("services.cli.check", "is vigil.toml right, do its sources open, its models run?"),
     "status": ("services.cli.status", "one screen: what runs, how fast, how old, how valid"),
+    "models": ("services.cli.models", "the slots of each group: state, tries, why one is bad"),
+    "install": (
+        "services.cli.install",
+        "offer a bundle: it is tested, and goes live if it is good",
+    ),
+    "rollback": ("services.cli.rollback", "go back to the model before, or end a test"),
     "tap": ("services.cli.tap", "look inside: topics, messages, rates, the newest picture"),
     "run-model": ("services.cli.run_model", "one model on pictures, without any service"),
     "render": ("services.cli.render", "write the supervisord programs that vigil.toml asks for"),
@@ -26,6 +32,7 @@ _EXAMPLES = """\
 examples:
   vigil check                       before starting: everything that is wrong, a line each
   vigil status --watch              while it runs
+  vigil install parts-1.3.tar --wait   a new model, until it is good or bad
   vigil tap dump result | head -3   the newest decisions, as JSON
   vigil tap picture belt out.png    what the camera belt sees, with boxes
 
