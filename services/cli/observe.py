@@ -1,4 +1,5 @@
-"""What `vigil status` knows: from supervisord, the beats, the messages, the rings and journals.
+"""What `vigil status` knows: from supervisord, the beats, the messages, the rings and journals;
+`groups` knows the rest.
 
 Files are the truth: counters, validity, latency and model come from the ring; messages give rates.
 """
@@ -21,6 +22,7 @@ from common.processes import Process, capture_name, processes
 from common.states import CameraState, ProcessState, Validity
 from common.supervisor import Program, programs
 from services.cli import supervisor
+from services.cli.groups import GroupStatus, Incident, group, incidents
 from services.cli.listen import Listener, newest_ring, topics
 from services.cli.text import number, seconds
 from services.cli.truth import Score
@@ -87,6 +89,8 @@ class Status(msgspec.Struct):
     processes: list[ProcessStatus]
     cameras: list[CameraStatus]
     problems: list[str]
+    groups: list[GroupStatus] = []
+    incidents: list[Incident] = []  # newest last
 
 
 class Observer:
@@ -151,10 +155,22 @@ class Observer:
         cameras = [self._camera(name, now) for name in self._config.cameras]
         problems += [f"{row.name}: {row.problem}" for row in rows if row.problem]
         problems += [f"{row.name}: {problem}" for row in cameras for problem in row.problems]
+        alive = {row.name: self._beats[row.name] for row in rows if row.alive}
+        uptimes = {row.name: row.uptime_s for row in rows if row.uptime_s is not None}
+        groups = [
+            group(self._config, self._paths, name, alive, uptimes)
+            for name in self._config.groups
+            if self._config.cameras_of(name)
+        ]
+        problems += [problem for row in groups for problem in row.problems]
+        recent, unreadable = incidents(self._paths)
+        problems += [unreadable] if unreadable else []
         if self._undecoded:
             problems.append(f"{self._undecoded} messages could not be decoded: mixed versions?")
         paths = self._paths
-        return Status(not problems, str(paths.root), str(paths.run), rows, cameras, problems)
+        return Status(
+            not problems, str(paths.root), str(paths.run), rows, cameras, problems, groups, recent
+        )
 
     # -- processes ---------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-"""One screen: which processes run, and for each camera whether its results come, come on time, and
-are valid, three questions kept apart."""
+"""One screen: which processes run, which lane is live, and for each camera whether its results
+come, come on time, and are valid, three questions kept apart."""
 
 import argparse
 import sys
@@ -7,8 +7,10 @@ import sys
 import msgspec
 
 from common.paths import Paths
-from common.states import CameraState
+from common.states import CameraState, Phase
+from services.cli.groups import GroupStatus, Incident, LaneStatus
 from services.cli.listen import configuration, listener
+from services.cli.models import short
 from services.cli.observe import PREFIXES, CameraStatus, Observer, ProcessStatus, Status
 from services.cli.text import number, red, seconds, size, table, yes
 
@@ -67,6 +69,12 @@ def screen(status: Status) -> list[str]:
     )
     lines.append("")
     lines += table(
+        ("LANE", "IS", "SLOT", " RUN", " JUDGED", " FAILED", " INFER P99", " AGREES", "DEGRADED"),
+        [_lane(lane) for row in status.groups for lane in row.lanes],
+    )
+    lines += [line for row in status.groups if (line := _group(row))]
+    lines.append("")
+    lines += table(
         ("CAMERA", "SOURCE", "STATE", " FRAMES", " FRAME AGE", " RESULTS", "ALIVE", "ON TIME",
          "VALID"),
         [_camera(row) for row in status.cameras],
@@ -84,6 +92,12 @@ def screen(status: Status) -> list[str]:
         [(row.name, *_account(row)) for row in status.cameras],
     )  # fmt: skip
     lines.append("")
+    if status.incidents:
+        lines += table(
+            ("INCIDENT", " AGO", "WHAT", "OUTCOME", " NEXT VALID RESULT AFTER"),
+            [_incident(row) for row in status.incidents],
+        )
+        lines.append("")
     if status.well:
         return [*lines, "All is well."]
     return [*lines, red("NOT WELL"), *(red(f"  {problem}") for problem in status.problems)]
@@ -101,6 +115,35 @@ def _process(row: ProcessStatus) -> tuple[str, ...]:
         size(row.rss_bytes),
         "-" if row.restarts is None else str(row.restarts),
     )
+
+
+def _lane(row: LaneStatus) -> tuple[str, ...]:
+    return (
+        row.process,
+        row.role if row.ready else f"{row.role}, not ready",
+        short(row.slot),
+        str(row.run),
+        str(row.judged),
+        str(row.failed),
+        number(row.infer_ms_p99, " ms"),
+        number(row.agreement),
+        row.degraded or "-",
+    )
+
+
+def _group(row: GroupStatus) -> str:
+    """The change of model under way, and whether anything could take over meanwhile."""
+    said = []
+    if row.phase != Phase.NONE:
+        said.append(f"slot {short(row.candidate)} is {row.phase}")
+    if len(row.lanes) > 1 and not row.standby:
+        said.append("no warm standby")
+    return f"group {row.name}: {', '.join(said)}" if said else ""
+
+
+def _incident(row: Incident) -> tuple[str, ...]:
+    recovery_s = None if row.recovery_ms is None else row.recovery_ms / 1e3
+    return (row.process, seconds(row.age_s), row.what, row.outcome, seconds(recovery_s))
 
 
 def _camera(row: CameraStatus) -> tuple[str, ...]:
