@@ -1,5 +1,5 @@
-"""supervisord's XML-RPC over its Unix socket, by hand: `xmlrpc.client` would bring `email` and `ssl`,
-a fifth of what the watchdog may take in memory, for five calls."""
+"""supervisord's XML-RPC over its Unix socket, by hand: `xmlrpc.client` would bring `email` and
+`ssl`, a fifth of what the watchdog may take in memory, for three calls."""
 
 import re
 import socket
