@@ -22,7 +22,7 @@ from common.engine.bundle import Bundle
 from common.engine.matching import Box, match
 from common.engine.model import Model
 from common.engine.preprocess import Picture
-from common.errors import EngineError, ModelError
+from common.errors import AcceleratorLostError, EngineError, ModelError
 from common.messages import Item
 
 FOLDER, ANSWERS = "samples", "samples.json"
@@ -135,6 +135,9 @@ def self_test(
 
     Args:
         stop: asked before each inference; once it says so the rest is left out, and refused.
+
+    Raises:
+        AcceleratorLostError: as for `Model.infer`.
     """
     limits = bundle.manifest.limits
     try:
@@ -144,6 +147,8 @@ def self_test(
                 f"limits.accuracy = {limits.accuracy:g}, but the bundle has no samples"
             )
         accuracy, times_ms = _run(model, samples, stop)
+    except AcceleratorLostError:
+        raise  # says nothing of the model
     except (EngineError, ModelError) as error:
         return SelfTest(None, None, 0, str(error))
     p99_ms = percentile(times_ms, 99)

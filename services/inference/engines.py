@@ -44,8 +44,9 @@ class Backoff:
 class Engines:
     """`degraded`: why the lane is not on the accelerator that its bundle prefers; "" where it is.
 
-    `busy`: whether that is because another process uses it. `notices`: what happened, as pairs of
-    an event's code and text; the lane takes them from here.
+    `exclusive`: whether that accelerator is for one process at a time; `busy`: whether another uses
+    it. `notices`: what happened, as pairs of an event's code and text; the lane takes them from
+    here.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Engines:
             if variant.delegate is not None and runtime in (None, variant.runtime)
         ]
         self._accelerated = bool(accelerated)
-        self._exclusive = any(variant.exclusive for variant in accelerated)
+        self.exclusive = any(variant.exclusive for variant in accelerated)
         self.model: Model | None = None
         self.degraded = ""
         self.busy = False
@@ -93,7 +94,7 @@ class Engines:
         """Whether an exclusive accelerator is kept from other processes, or about to be, and can
         be given up."""
         used = self.model is not None and self.model.exclusive
-        return self._exclusive and not self._kept and (used or self._attempting)
+        return self.exclusive and not self._kept and (used or self._attempting)
 
     def lost(self, error: EngineError) -> bool:
         """After an AcceleratorLostError: go over to the CPU variant. False: there is none, and
@@ -141,7 +142,7 @@ class Engines:
     def give_up_accelerator(self) -> None:
         """Leave an exclusive accelerator to other processes, and go on on the CPU variant, until
         `want_accelerator`. Where the CPU variant can't be loaded it is kept: never blind."""
-        if not self._exclusive or not self._wanted:
+        if not self.exclusive or not self._wanted:
             return
         if self._attempt is not None:
             self._attempt.abandon()

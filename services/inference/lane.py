@@ -91,7 +91,8 @@ class Lane:
             if self._live or self._deciding:
                 self._working.poll(self._judge())
             elif self._seat.candidate and self._model is not None:
-                self._shadow.judge(self._model)
+                if (lost := self._shadow.judge(self._model)) is not None:
+                    self._lost(lost)
                 self._working.poll(round(BEAT_S * 1000))
                 self._heard()
             else:
@@ -132,18 +133,15 @@ class Lane:
         self._follow_cameras()
         if self._engines is None or self._change is not None:
             return
-        exclusive = self._model is not None and self._model.exclusive
-        working = self._live or self._seat.candidate
-        if exclusive and (not working or self._seat.wanted_by_candidate):
-            self._change = self._engines.give_up_accelerator
-        elif working and not self._seat.wanted_by_candidate:
-            self._engines.want_accelerator()
-            if (model := self._engines.retry()) is not None:
-                self._change = lambda: self._adopt(model)
-
-    def _adopt(self, model: Model) -> None:
-        assert self._engines is not None
-        self._engines.adopt(model)
+        engines = self._engines
+        entitled = self._live or self._seat.candidate
+        if engines.exclusive and (not entitled or self._seat.wanted_by_candidate):
+            if engines.holds_accelerator:
+                self._change = engines.give_up_accelerator
+        else:
+            engines.want_accelerator()
+            if (model := engines.retry()) is not None:
+                self._change = lambda: engines.adopt(model)
 
     def _follow_cameras(self) -> None:
         for feed in self._feeds:
@@ -320,7 +318,7 @@ class Lane:
         return LaneReport(
             run=self._seat.run,
             slot=self._seat.slot,
-            ready=True,
+            ready=self._engines is None or self._model is not None,
             live=self._live and not any(feed.pending for feed in self._feeds),
             degraded=self._engines.degraded if self._engines else "no model could be loaded",
             judged=self._judged + shadow.judged,

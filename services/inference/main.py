@@ -10,7 +10,7 @@ from common.config import Group
 from common.engine.bundle import Bundle, open_bundle
 from common.engine.runtimes import Options
 from common.engine.samples import self_test
-from common.errors import ConfigError, EngineError, LockedError, ModelError
+from common.errors import AcceleratorLostError, ConfigError, EngineError, LockedError, ModelError
 from common.frames import Ring, generations
 from common.messages import LaneReport
 from common.processes import lane_name
@@ -78,9 +78,16 @@ class Loader:
         bundle = open_bundle(path, score=settings.score)
         options = Options(settings.threads, settings.spinning, settings.memory_arena)
         engines = Engines(bundle, options, settings.runtime, self._service.paths.run)
+        if self._seat.record.live != self._seat.lane and not self._seat.candidate:
+            engines.give_up_accelerator()  # an exclusive one is not for a standby
         try:
             self._load_preferred(engines)
-            self._prove(engines, bundle)
+            try:
+                self._prove(engines, bundle)
+            except AcceleratorLostError as error:
+                if self._seat.unproven or not engines.lost(error):
+                    raise
+                self._prove(engines, bundle)
         except BaseException:
             engines.close()
             raise

@@ -9,7 +9,7 @@ import msgspec
 from common import bus
 from common.engine.matching import match
 from common.engine.model import Model
-from common.errors import EngineError
+from common.errors import AcceleratorLostError, EngineError
 from common.messages import Item, Result, Stages
 from common.service import Service
 from common.states import Validity
@@ -34,8 +34,9 @@ class Shadow:
         """Share of frames decided as the live lane did; 1 while there is nothing to compare."""
         return self._agreed / self._compared if self._compared else 1.0
 
-    def judge(self, model: Model) -> None:
-        """The newest decided frame of each camera, every so many frames."""
+    def judge(self, model: Model) -> AcceleratorLostError | None:
+        """The newest decided frame of each camera, every so many frames; stops where the
+        accelerator is lost, which says nothing of the model."""
         for watcher in self._watchers:
             found = watcher.newest(self._every)
             if found is None:
@@ -58,6 +59,8 @@ class Shadow:
                 inferred = time.monotonic_ns()
                 self.infer_ns.append(inferred - prepared)
                 items = model.decode(outputs, geometry)
+            except AcceleratorLostError as error:
+                return error
             except EngineError as error:
                 inferred = time.monotonic_ns()
                 failure = str(error)
@@ -83,6 +86,7 @@ class Shadow:
                 stages=Stages(0, 0, prepared - started, inferred - prepared, now - inferred, 0),
             )
             self._service.publish_bytes(f"shadow/{watcher.name}", encode(shadow))
+        return None
 
     def close(self) -> None:
         for watcher in self._watchers:
