@@ -136,6 +136,10 @@ class Store:
             counter = max(record.counter, self._highest_fence()) + SAFE_MARGIN
             record = msgspec.structs.replace(record, counter=counter)
         record = slots.account_boot(slots.fitted(record, self._lanes), self._boot)
+        if not sequence:  # the names of the folders themselves, before anything in them counts
+            with suppress(OSError):
+                durable.sync_folder(self._paths.root)
+                durable.sync_folder(self.folder.parent)
         if record != found or not sequence:
             self._write(record, volatile=True)
         return record
