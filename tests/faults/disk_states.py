@@ -201,24 +201,32 @@ class Cut:
     twice: frozenset[str]
     mark: int  # the newest that was noted before
 
+    @property
+    def key(self) -> tuple[frozenset[tuple[str, bytes | None]], frozenset[str]]:
+        """What tells states apart."""
+        return frozenset(self.tree.items()), self.twice
 
-def cuts(log: Path, root: Path, marks: Path) -> list[Cut]:
-    """The different states that a power cut at any instant of a traced program may leave.
+
+def cuts(log: Path, root: Path, marks: Path) -> Iterator[Cut]:
+    """The states that a power cut at any instant of a traced program may leave; each comes once
+    for each mark that was the newest while it could be left.
 
     Args:
         root: the folder that matters, empty at first, its own name durable.
         marks: a file of numbers, a line each; whatever is written there was promised.
     """
     disk, mark = Disk(), 0
-    found: dict[tuple[frozenset[tuple[str, bytes | None]], frozenset[str]], Cut] = {}
+    found: set[int] = set()
 
-    def note() -> None:
+    def news() -> Iterator[Cut]:
         for tree, twice in disk.states():
-            key = frozenset(tree.items()), twice
-            if key not in found or found[key].mark < mark:
-                found[key] = Cut(tree, twice, mark)
+            cut = Cut(tree, twice, mark)
+            key = hash((cut.key, mark))
+            if key not in found:
+                found.add(key)
+                yield cut
 
-    note()
+    yield from news()
     for line in log.read_text().splitlines():
         assert "unfinished" not in line, line
         match = _CALL.match(line)
@@ -228,13 +236,12 @@ def cuts(log: Path, root: Path, marks: Path) -> list[Cut]:
         texts = [bytes.fromhex(t.replace("\\x", "")) for t in _TEXT.findall(arguments)]
         if call == "write" and texts[0] == os.fsencode(marks):
             mark = max(mark, int(texts[1]))
-            note()
+            yield from news()
         elif _apply(disk, os.fsencode(root) + b"/", call, arguments, texts):
-            note()
+            yield from news()
     seen = {str(path.relative_to(root)) for path in root.rglob("*")}
     visible = {id(folder): folder.names for folder in _folders(disk.root)}
     assert {path for path, _ in _walk(disk.root, visible)} == seen  # the model lost nothing
-    return list(found.values())
 
 
 def _apply(disk: Disk, root: bytes, call: str, arguments: str, texts: list[bytes]) -> bool:

@@ -1,5 +1,5 @@
-"""What test_power_cuts.py cuts short: a life of a device's models, from the first boot to the third
-update. `python -m tests.faults.power_cut_programs ROOT RUN MARKS [MUTANT]`.
+"""What test_power_cuts.py cuts short: a life of a device's models, from the first boot to the
+fourth update. `python -m tests.faults.power_cut_programs ROOT RUN MARKS [MUTANT]`.
 
 It asks the record what to do next, so that it goes on where it was killed. In MARKS it notes, by
 sequence number, each version of the record whose commit returned, or which it acted on.
@@ -21,7 +21,7 @@ from common.states import Phase, SlotState
 from common.store import Store, parse
 
 BOOT = "boot 1"
-BUNDLES = ("one", "two", "three")
+BUNDLES = ("one", "two", "three", "four")
 
 
 def bundle(name: str) -> dict[str, bytes]:
@@ -75,7 +75,7 @@ class Device:
         record = self.store.read()
         txn, lane = record.txn, record.lanes.get(record.txn.lane)
         if txn.phase is Phase.SOAK:
-            if txn.slot == self.names[2]:
+            if txn.slot == self.names[3]:
                 return lambda: self.commit(lambda r: slots.fail_soak(r, "it is wrong"))
             return lambda: self.commit(slots.mark_good)
         if txn.phase is Phase.REQUESTED:
@@ -84,14 +84,14 @@ class Device:
             return lambda: self.commit(lambda r: slots.start(r, txn.lane))
         if txn.phase is Phase.PROVING:
             return lambda: self.commit(slots.request)
-        for number, state in enumerate(map(record.state, self.names)):
-            if state is None:
-                return partial(self.install, number)
-            if state is SlotState.INSTALLED:
-                return partial(self.commit, partial(slots.activate, name=self.names[number]))
-            if number == 1 and state is SlotState.GOOD:
-                return lambda: self.commit(lambda r: slots.roll_back(r, "by hand"))
-        return None
+        known = [n for n, name in enumerate(self.names) if record.state(name) is not None]
+        last = known[-1] if known else -1
+        state = record.state(self.names[last]) if known else None
+        if state is SlotState.INSTALLED:
+            return partial(self.commit, partial(slots.activate, name=self.names[last]))
+        if state is SlotState.GOOD and last == 2:
+            return lambda: self.commit(lambda r: slots.roll_back(r, "by hand"))
+        return None if last == 3 else partial(self.install, last + 1)
 
     def live(self) -> None:
         """All of its life that is left."""
@@ -122,12 +122,12 @@ class Device:
 
 def finished(record: Record, names: list[str]) -> bool:
     """Whether a record is what such a life ends with."""
-    one = names[0]
+    expected = [None, SlotState.GOOD, SlotState.BAD, SlotState.BAD]
     return (
-        record.known_good == one
+        record.known_good == names[1]
         and record.previous == FACTORY
-        and {lane.slot for lane in record.lanes.values()} == {one}
-        and [record.state(name) for name in names] == [SlotState.GOOD, SlotState.BAD, SlotState.BAD]
+        and {lane.slot for lane in record.lanes.values()} == {names[1]}
+        and [record.state(name) for name in names] == expected
         and record.txn.phase is Phase.NONE
     )
 
