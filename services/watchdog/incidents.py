@@ -1,0 +1,87 @@
+"""What went wrong lately, and how long it took until frames were judged validly again:
+run/incidents.json, read by `vigil status`. It survives the watchdog."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from common import durable
+from common.config import Config
+from services.watchdog.facts import Seen, Settings
+from services.watchdog.rings import Rings
+
+KEPT = 32
+OPEN_S = 3600.0  # what has not recovered by then is not looked for any more
+
+
+class Row(msgspec.Struct):
+    at_ns: int  # CLOCK_MONOTONIC: when it failed
+    wall_s: float
+    process: str
+    what: str
+    outcome: str = ""
+    recovery_ms: float | None = None
+    run: int = 0  # of the lane that failed
+
+
+class Incidents:
+    def __init__(
+        self, path: Path, settings: Settings, config: Config, rings: dict[str, Rings]
+    ) -> None:
+        self._path, self._settings, self._config, self._rings = path, settings, config, rings
+        self._changed = False
+        try:
+            self._rows = msgspec.json.decode(path.read_bytes(), type=list[Row])
+        except (FileNotFoundError, msgspec.MsgspecError):
+            self._rows = []
+
+    def add(self, process: str, what: str, at_ns: int, run: int) -> None:
+        wall_s = time.time() - (time.monotonic_ns() - at_ns) / 1e9
+        self._rows = [*self._rows[1 - KEPT :], Row(at_ns, wall_s, process, what, run=run)]
+        self._changed = True
+
+    def conclude(self, processes: Iterable[str], outcome: str) -> None:
+        """What was done about the newest incident of one of these processes."""
+        names = set(processes)
+        for row in reversed(self._rows):
+            if row.process in names and row.recovery_ms is None:
+                row.outcome = row.outcome or outcome
+                self._changed = True
+                return
+
+    def follow(self, processes: dict[str, Seen]) -> list[Row]:
+        """Those that are over now."""
+        since = time.monotonic_ns() - OPEN_S * 1e9
+        ours = [row for row in self._rows if row.recovery_ms is None and row.at_ns > since]
+        over = [row for row in ours if self._is_over(row, processes.get(row.process))]
+        self._changed |= bool(over)
+        return over
+
+    def _is_over(self, row: Row, process: Seen | None) -> bool:
+        limits = self._settings.processes.get(row.process)
+        camera = row.process.removeprefix("capture-")
+        if limits and limits.group:
+            cameras = self._config.cameras_of(limits.group)
+            found = [self._rings[c].first_valid(row.at_ns, row.run) for c in cameras]
+        elif camera in self._rings:
+            found = [self._rings[camera].first_valid(row.at_ns, captured=True)]
+        elif process and process.begun and process.spawned_ns > row.at_ns:
+            found = [(row.at_ns, process.sent_ns)]
+        else:
+            return False
+        failed_ns = max(failed for failed, _ in found)
+        valid = [first for _, first in found if first >= failed_ns]
+        if not valid:
+            return False
+        row.at_ns = failed_ns
+        row.recovery_ms = round((min(valid) - failed_ns) / 1e6, 1)
+        row.outcome = row.outcome or "restarted"
+        return True
+
+    def save(self) -> None:
+        """Raises: StorageError: the run folder is full."""
+        if self._changed:
+            durable.write(self._path, msgspec.json.encode(self._rows))
+            self._changed = False
