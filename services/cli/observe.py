@@ -28,6 +28,7 @@ from services.cli.text import number, seconds
 from services.cli.truth import Score
 
 JUDGED = (Validity.VALID, Validity.STALE, Validity.DEGRADED)
+BEAT_NS = 1_000_000_000  # at the longest between two beats of a process that progresses
 PREFIXES = ("beat/", "frame/", "result/", "truth/")
 
 
@@ -213,7 +214,8 @@ class Observer:
             return f"no beat for {heard} (pid {row.pid}): it hangs, is stopped or just starts"
         if beat.state in (ProcessState.STARTING, ProcessState.LOADING):
             return f"{beat.state} (may take {seconds(process.kind.start_s)})"
-        if beat.wait and now > beat.wait_until_ns:
+        # A wait shorter than the time between two beats is over before the next one can say so.
+        if beat.wait and now > max(beat.wait_until_ns, beat.sent_ns + BEAT_NS):
             return f"waits for {beat.wait} {seconds((now - beat.wait_until_ns) / 1e9)} too long"
         return ""
 

@@ -142,7 +142,7 @@ def test_wrong_usage_is_one_line(arguments: str) -> None:
 
 @pytest.mark.parametrize(
     "command", ["", "check", "status", "tap", "tap list", "tap dump", "tap rate", "tap picture",
-                "run-model", "render"],
+                "run-model", "render", "models", "install", "rollback"],
 )  # fmt: skip
 def test_help_teaches(command: str) -> None:
     done = vigil(*command.split(), "--help")
@@ -167,7 +167,7 @@ HEAVY = {"numpy", "cv2", "onnxruntime", "ai_edge_litert", "supervisor"}
 
 def test_light_commands_import_nothing_heavy(capture: subprocess.Popen[bytes]) -> None:
     assert not imported("--help") & (HEAVY | {"zmq", "msgspec"})
-    for command in (["status"], ["tap", "list"], ["tap", "dump", "--count", "1"]):
+    for command in (["status"], ["models"], ["tap", "list"], ["tap", "dump", "--count", "1"]):
         modules = imported(*command)
         assert "common.bus" in modules
         assert not modules & HEAVY, command
@@ -304,19 +304,25 @@ def test_interrupt(capture: subprocess.Popen[bytes]) -> None:
 def test_every_command_on_the_running_system(
     system: Callable[[str], System], paths: Paths, tmp_path: Path
 ) -> None:
-    line = system(FACTORY)
+    line = system(FACTORY + "hang_s = 30\n")
     line.until_valid()
     until(lambda: line.vigil("status").returncode == 0, 30, "all is well")
     status = json.loads(line.vigil("status", "--json", "--seconds", "3").stdout)
     assert status["well"]
     assert status["problems"] == []
-    assert [row["name"] for row in status["processes"]] == ["inference-main-a", "capture-belt"]
+    names = ["inference-main-a", "inference-main-b", "capture-belt", "updater", "watchdog"]
+    assert [row["name"] for row in status["processes"]] == names
     for row in status["processes"]:
         assert row["alive"]
         assert row["restarts"] == 0
         assert 0 < row["uptime_s"] < 120
         assert row["rss_bytes"] > 10e6
-        assert row["work_per_s"] == pytest.approx(20, rel=0.3)
+        if row["name"] in ("inference-main-a", "capture-belt"):
+            assert row["work_per_s"] == pytest.approx(20, rel=0.3)
+    (main,) = status["groups"]
+    assert (main["phase"], main["standby"]) == ("none", True)
+    assert [lane["role"] for lane in main["lanes"]] == ["live", "standby"]
+    assert status["incidents"] == []
     (belt,) = status["cameras"]
     assert belt["state"] == "streaming"
     for stream in (belt["frames"], belt["results"]):
@@ -342,12 +348,11 @@ def test_every_command_on_the_running_system(
     listed = line.vigil("tap", "list")
     assert (listed.returncode, listed.stderr) == (0, "")
     rows = {row.split()[0]: row for row in listed.stdout.splitlines()[1:]}
-    assert set(rows) == {
-        "frame/belt", "result/belt", "truth/belt", "beat/capture-belt", "beat/inference-main-a",
-        "event",
-    }  # fmt: skip
+    seldom = {"event", "health", "shadow/belt"}
+    always = {"frame/belt", "result/belt", "truth/belt", *(f"beat/{name}" for name in names)}
+    assert set(rows) == seldom | always
     assert "inference-main-a" in rows["result/belt"]
-    assert all("not seen" not in row for topic, row in rows.items() if topic != "event")
+    assert all("not seen" not in rows[topic] for topic in always)
 
     dumped = line.vigil("tap", "dump", "*/belt", "--count", "30").stdout.splitlines()
     messages = [json.loads(row) for row in dumped]
