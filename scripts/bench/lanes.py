@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -60,7 +59,7 @@ class Lanes:
     """The record of the group `main`, and what its lanes say in their beats."""
 
     def __init__(self, paths: Paths, lanes: int = 2) -> None:
-        settings = config.load(Path(paths.root) / "vigil.toml")
+        settings = config.load(paths.root / "vigil.toml")
         self.store = Store(paths, "main", lanes)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         names = [process.name for process in processes(settings) if process.kind.per == "lane"]
