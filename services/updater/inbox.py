@@ -77,8 +77,9 @@ class Inbox:
         """The bundle offered first."""
         found = []
         for tar in self.folder.glob("[!.]*.tar"):
-            with suppress(OSError):
-                found.append((tar.lstat().st_mtime_ns, tar))
+            with suppress(OSError):  # taken away meanwhile
+                if tar.is_file():
+                    found.append((tar.stat().st_mtime_ns, tar))
         return min(found)[1] if found else None
 
     def settle(self, tar: Path, word: str, said: str) -> None:

@@ -3,13 +3,15 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,10 @@ from common.digest import digest
 from common.messages import Beat, LaneReport
 from common.paths import PROJECT, Paths
 from common.slots import Record
-from common.states import Phase, ProcessState, SlotState
+from common.states import Phase, ProcessState, SlotState, Validity
 from common.store import Store
 from tests import onnx_files
-from tests.support import until
+from tests.support import Journal, System, until
 
 CONFIG = """
 [cameras.belt]
@@ -181,6 +183,7 @@ def test_a_good_bundle_is_installed_and_tested(line: Line) -> None:
 
 
 def test_what_is_refused(line: Line) -> None:
+    line.inbox.joinpath("folder.tar").mkdir()  # is in nobody's way
     line.start()
     torn = line.scratch / "torn.tar"
     torn.write_bytes(line.bundle()[1].read_bytes()[:1000])
@@ -193,7 +196,6 @@ def test_what_is_refused(line: Line) -> None:
     ):
         line.offer(line.bundle(manifest)[1], f"{name}.tar")
         assert words in line.note(name, "refused")
-    line.inbox.joinpath("folder.tar").mkdir()
     assert line.store.read().slots == {}
     assert list(line.store.slots.iterdir()) == []
     assert list(line.store.staging.iterdir()) == []
@@ -316,3 +318,62 @@ def test_what_fails_its_gates_is_told_to_the_watchdog(
         until(lambda: not gates.exists(), 5, "nothing is under test any more")
     finally:
         lane.stop()
+
+
+REAL = f"""
+[cameras.belt]
+source = "virtual"
+fps = 15
+policy = "every"
+[groups.main]
+model = "{PROJECT}/models/factory"
+shadow_frames = 10
+shadow_every = 1
+prove_s = 20
+soak_s = 3
+[updates]
+unsigned = true
+"""
+
+
+def factory(scratch: Path, name: str, release: int, score: float = 0.4, limits: str = "") -> Path:
+    """The factory model as another release."""
+    folder = scratch / name
+    shutil.copytree(PROJECT / "models/factory", folder)
+    manifest = (folder / "manifest.toml").read_text()
+    manifest = manifest.replace("release = 1", f"release = {release}")
+    manifest = manifest.replace("score = 0.4", f"score = {score}")
+    (folder / "manifest.toml").write_text(f"{manifest}\n[limits]\n{limits}\n")
+    pack(folder, scratch / f"{name}.tar")
+    return scratch / f"{name}.tar"
+
+
+def test_on_the_real_system(system: Callable[[str], System], paths: Paths, tmp_path: Path) -> None:
+    """A good model comes in, a blind one does not, and the operator goes back; every frame is
+    decided once."""
+    line = system(REAL)
+    journal = Journal(paths, "belt")
+    line.until_valid()
+    until(lambda: line.vigil("status").returncode == 0, 30, "a warm standby")
+    done = line.vigil("install", str(factory(tmp_path, "good", 2)), "--wait", timeout_s=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is known good now" in done.stdout
+    until(lambda: line.vigil("status").returncode == 0, 30, "a warm standby")
+    blind = factory(tmp_path, "blind", 3, score=0.99, limits="agreement = 0.9")
+    done = line.vigil("install", str(blind), "--wait", timeout_s=60)
+    assert done.returncode == 2, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("bad: ")
+    assert last.endswith("is live")
+    assert "release 2" in last
+    done = line.vigil("rollback", "--wait", timeout_s=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "factory is known good now" in done.stdout
+    journal.until_more(30)
+    results = journal.stop()
+    line.stop()
+    sequences = [result.sequence for result in results]
+    assert sequences == list(range(1, len(results) + 1))
+    releases = [release for release, _ in groupby(result.release for result in results)]
+    assert releases == [1, 2, 1]
+    assert {result.validity for result in results} <= {Validity.VALID, Validity.STALE}
