@@ -9,7 +9,7 @@ from pathlib import Path
 from common.errors import NotRunningError
 from common.paths import Paths
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 1.0
 _CALL = "<?xml version='1.0'?><methodCall><methodName>supervisor.{}</methodName><params>{}</params>"
 _FIELD = re.compile(
     r"<name>(\w+)</name>\s*<value>(?:<(?:string|int|i4)>([^<]*)</|<string/>|<string />)"
@@ -24,6 +24,7 @@ class Program:
     pid: int  # 0 where there is none
     log: Path
     error: str  # why it could not be spawned
+    exit: int | None  # status of its last process, -1 for a signal; None while another runs
 
 
 class FaultError(NotRunningError):
@@ -42,12 +43,14 @@ def programs(paths: Paths) -> dict[str, Program] | None:
     found = {}
     for struct in answer.split("<struct>")[1:]:
         row = {name: _plain(value) for name, value in _FIELD.findall(struct)}
+        pid = int(row["pid"])
         found[row["name"]] = Program(
             row["name"],
             row["statename"],
-            int(row["pid"]),
+            pid,
             Path(row["stdout_logfile"]),
             row["spawnerr"],
+            None if pid else int(row["exitstatus"]),
         )
     return found
 

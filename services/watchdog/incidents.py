@@ -9,7 +9,7 @@ import msgspec
 
 from common import durable
 from common.config import Config
-from services.watchdog.facts import Seen, Settings
+from services.watchdog.facts import Incident, Seen, Settings
 from services.watchdog.rings import Rings
 
 KEPT = 32
@@ -37,9 +37,14 @@ class Incidents:
         except (FileNotFoundError, msgspec.MsgspecError):
             self._rows = []
 
-    def add(self, process: str, what: str, at_ns: int, run: int) -> None:
+    def add(self, incident: Incident) -> None:
+        at_ns = incident.at_ns
+        camera = incident.process.removeprefix("capture-")
+        if camera in self._rings:  # it worked at least until its newest frame
+            at_ns = max(at_ns, self._rings[camera].captured_ns)
         wall_s = time.time() - (time.monotonic_ns() - at_ns) / 1e9
-        self._rows = [*self._rows[1 - KEPT :], Row(at_ns, wall_s, process, what, run=run)]
+        row = Row(at_ns, wall_s, incident.process, incident.what, run=incident.run)
+        self._rows = [*self._rows[1 - KEPT :], row]
         self._changed = True
 
     def conclude(self, processes: Iterable[str], outcome: str) -> None:

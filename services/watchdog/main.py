@@ -44,6 +44,7 @@ TICK_S = 0.25  # beats are read, rings looked at so often
 AWAY_S = 1.0  # who did not look for so long may have missed beats, and judges nobody for a while
 HEALTH_S = 5.0
 HANG_S = {"capture": 2.0, "updater": 10.0}  # the updater waits for disks; nobody waits for it
+_FIRST = (Kill, Incident, Transition)
 SAY_NS = 60_000_000_000
 
 
@@ -133,7 +134,7 @@ class Watchdog:
         )
         self._memory, actions = decide(self._settings, self._memory, seen)
         # Who is live comes before what is said of it.
-        for action in sorted(actions, key=lambda a: not isinstance(a, Kill | Transition)):
+        for action in sorted(actions, key=lambda a: not isinstance(a, _FIRST)):
             self._do(action)
         for row in self._incidents.follow(seen.processes):
             text = f"{row.process} {row.what}; {row.outcome}, well after {row.recovery_ms} ms"
@@ -183,8 +184,8 @@ class Watchdog:
                 self._set_pace(value)
             case Event(code, severity, text, data):
                 self._service.event(code, severity, text, **data)
-            case Incident(process, what, at_ns, run):
-                self._incidents.add(process, what, at_ns, run)
+            case Incident():
+                self._incidents.add(action)
             case Feed():
                 self._feed()
             case Wake(at_ns):

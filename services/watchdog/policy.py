@@ -116,6 +116,7 @@ class _Step:
             self._remember(supervisord=new, pids={}, killed={}, planned={}, down={}, asked={})
         for death in (*self._seen.deaths, *self._unseen()):
             limits = self._settings.processes[death.name]
+            self._m.pids.pop(death.name, None)
             killed = self._m.killed.get(death.name)
             told = self._m.planned.get(death.name)
             ours = killed is not None and killed.pid == death.pid
@@ -130,7 +131,7 @@ class _Step:
             elif not clean:
                 text = f"{death.name} (pid {death.pid}) {death.how}"
                 self._event("process.died", Severity.ERROR, text, process=death.name)
-                self._incident(death.name, f"died: {death.how}", death.at_ns, death.report)
+                self._incident(death.name, death.how, death.at_ns, death.report)
 
         pids = {n: p.pid for n, p in self._seen.processes.items() if p.pid is not None}
         self._remember(pids=self._m.pids | pids)
@@ -139,7 +140,7 @@ class _Step:
         """Who was replaced while no watchdog ran."""
         known, told = self._m.pids, {death.name for death in self._seen.deaths}
         return [
-            Death(name, known[name], self._now, how="ended while no watchdog ran")
+            Death(name, known[name], self._now, how="died while no watchdog ran")
             for name, seen in self._seen.processes.items()
             if seen.pid is not None and known.get(name, seen.pid) != seen.pid and name not in told
         ]
@@ -169,7 +170,8 @@ class _Step:
             if seen.pid is not None and not self._was_killed(name):
                 told = self._m.planned.get(name)
                 if self._past(self._hangs_after_ns(seen, limits)):
-                    since = max(seen.progressed_ns, seen.spawned_ns)
+                    worked_ns = seen.sent_ns if seen.wait_until_ns else seen.progressed_ns
+                    since = max(worked_ns, seen.spawned_ns)
                     self._hang(name, f"no progress for {(self._now - since) / S:.1f} s", since)
                 elif told and told.pid == seen.pid and self._past(told.at_ns + STOP_S * S):
                     self._hang(name, f"it was told to stop {STOP_S} s ago", told.at_ns)

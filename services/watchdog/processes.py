@@ -55,13 +55,13 @@ class Processes:
         child = self._children.get(name)
         return child.pid if child else None
 
-    def ask(self) -> None:
+    def ask(self) -> dict[str, supervisor.Program]:
         """Have supervisord look after its children at once, and say who they are."""
         found = supervisor.programs(self._paths)
         now = time.monotonic_ns()
         if found is None:
             self.ask_ns = now + round(MOST_S * 1e9)
-            return
+            return {}
         self.answered_ns = now
         with suppress(FileNotFoundError, ValueError):
             self.supervisord = int((self._paths.run / "supervisord.pid").read_text())
@@ -72,6 +72,7 @@ class Processes:
         if self._gone:
             wait_s, self._again_s = self._again_s, min(2 * self._again_s, MOST_S)
         self.ask_ns = now + round(wait_s * 1e9)
+        return found
 
     def hear(self, beat: Beat) -> None:
         if self.pid(beat.process) is None:
@@ -114,10 +115,18 @@ class Processes:
         self._gone[child.name] = now
         brief = now - child.spawned_ns < BRIEF_S * 1e9
         self.ask_ns = min(self.ask_ns, now + round(MOST_S * 1e9)) if brief else 0
-        clean, how = _how(stat.status) if stat and stat.dead else (None, "ended")
-        return Death(
-            child.name, child.pid, now, clean, how, child.beat.lane if child.beat else None
-        )
+        clean, how = _how(stat.status) if stat and stat.dead else self._reaped(child.name)
+        report = child.beat.lane if child.beat else None
+        return Death(child.name, child.pid, now, clean, how, report)
+
+    def _reaped(self, name: str) -> tuple[bool | None, str]:
+        """supervisord was first: ask it how the process ended."""
+        program = self.ask().get(name)
+        if program is None or program.exit is None:
+            return None, "died"
+        if program.exit < 0:
+            return False, "was killed by a signal"
+        return program.exit == 0, f"ended with exit status {program.exit}"
 
     def signal(self, name: str, pid: int, number: int) -> None:
         child = self._children.get(name)

@@ -57,6 +57,14 @@ class Rings:
                 else:
                     self._rings[generation] = ring, _inode(ring)
 
+    @property
+    def captured_ns(self) -> int:
+        """When the newest frame was captured; 0 where there is none."""
+        newest = next(reversed(self._rings.values()), None)
+        if newest is None or not newest[0].written:
+            return 0
+        return newest[0].times(newest[0].written)[0]
+
     def first_valid(
         self, after_ns: int, run: int = 0, *, captured: bool = False
     ) -> tuple[int, int]:
