@@ -193,7 +193,7 @@ class Loader:
         path = self._seat.store.path(slot)
         if slot == FACTORY:
             path = self._service.config.resolve(self._settings.model)
-        files = [path] if path.is_file() else [f for f in path.rglob("model*") if f.is_file()]
+        files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
         largest = max((file.stat().st_size for file in files), default=0) / 1e6
         need, free = MEMORY_MB + MEMORY_FACTOR * largest, available_mb()
         if free >= need:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,6 +65,7 @@ class Line:
         self.lanes = Lanes(paths)
         self.store = self.lanes.store
         self.journal = Journal(paths, "belt")
+        self.journal.until_more(1)
         self._release = 1
 
     @property
@@ -169,22 +171,32 @@ def add_samples(bundle: Path, *, right: bool = True) -> Path:
     return bundle
 
 
-def nan_bundle(folder: Path) -> Path:
-    """A detector's outputs, all NaN."""
+def made(folder: Path, nodes: list[Any], constants: dict[str, Any]) -> Path:
+    """A bundle of an ONNX classifier whose logits are `means` and then `nodes`."""
     folder.mkdir()
-    nodes = [
-        ("Mul", ["x", "nan"], "y"),
-        ("GlobalAveragePool", ["y"], "z"),
-        ("Flatten", ["z"], "out"),
-    ]
-    save(folder / "model.onnx", nodes, (1, 3), constants={"nan": np.float32("nan")})
+    nodes = [("ReduceMean", ["x"], ["means"], {"axes": [2, 3], "keepdims": 0}), *nodes]
+    save(folder / "model.onnx", nodes, (1, 3), constants=constants)
     (folder / "manifest.toml").write_text(
-        'name = "nan"\nversion = "1"\nrelease = 9\ntask = "classification"\n'
+        'name = "made"\nversion = "1"\nrelease = 9\ntask = "classification"\n'
         '[[variants]]\nruntime = "onnxruntime"\nfile = "model.onnx"\n'
-        '[input]\nresize = "stretch"\ncolour = "rgb"\nscale = 255\n'
-        '[decoder]\nkind = "classification"\n'
+        '[input]\nresize = "stretch"\ncolour = "rgb"\nscale = 255\nlayout = "nchw"\n'
+        '[decoder]\nkind = "classification"\nactivation = "softmax"\n'
     )
     return folder
+
+
+def nan_bundle(folder: Path) -> Path:
+    return made(folder, [("Mul", ["means", "nan"], ["y"], {})], {"nan": np.float32("nan")})
+
+
+def huge_bundle(folder: Path) -> Path:
+    """It wants 1.4 TB when it runs."""
+    nodes = [
+        ("ConstantOfShape", ["shape"], ["huge"], {}),
+        ("ReduceMean", ["huge"], ["mean"], {"keepdims": 0}),
+        ("Add", ["means", "mean"], ["y"], {}),
+    ]
+    return made(folder, nodes, {"shape": np.array([600_000, 600_000])})
 
 
 # What the device does to a candidate before its hand-over, and what it is called bad for.
@@ -218,6 +230,7 @@ def test_a_candidate_that_fails_its_proof_never_decides(line: Line, library: Pat
     for bundle, reason in (
         (add_samples(line.bundle(None, limits), right=False), "accuracy"),
         (nan_bundle(line.folder / "nan"), "NaN"),
+        (huge_bundle(line.folder / "huge"), "alloc"),
     ):
         record = line.until_state(slot := line.offer(bundle), SlotState.BAD)
         assert reason in record.slots[slot].reason
