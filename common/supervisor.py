@@ -10,6 +10,7 @@ from common.errors import NotRunningError
 from common.paths import Paths
 
 TIMEOUT_S = 1.0
+_TAIL_BYTES = 4096
 _CALL = "<?xml version='1.0'?><methodCall><methodName>supervisor.{}</methodName><params>{}</params>"
 _FIELD = re.compile(
     r"<name>(\w+)</name>\s*<value>(?:<(?:string|int|i4)>([^<]*)</|<string/>|<string />)"
@@ -24,7 +25,6 @@ class Program:
     pid: int  # 0 where there is none
     log: Path
     error: str  # why it could not be spawned
-    exit: int | None  # status of its last process, -1 for a signal; None while another runs
 
 
 class FaultError(NotRunningError):
@@ -43,16 +43,35 @@ def programs(paths: Paths) -> dict[str, Program] | None:
     found = {}
     for struct in answer.split("<struct>")[1:]:
         row = {name: _plain(value) for name, value in _FIELD.findall(struct)}
-        pid = int(row["pid"])
         found[row["name"]] = Program(
             row["name"],
             row["statename"],
-            pid,
+            int(row["pid"]),
             Path(row["stdout_logfile"]),
             row["spawnerr"],
-            None if pid else int(row["exitstatus"]),
         )
     return found
+
+
+def shuts_down(paths: Paths) -> bool:
+    """Whether supervisord ends itself and all of its children, or is gone already."""
+    try:
+        return "SHUTDOWN" in call(paths, "getState")
+    except NotRunningError:
+        return True
+
+
+def last_end(paths: Paths, name: str) -> str:
+    """How a program ended that supervisord has reaped, by its log: "exit status 0", "terminated by
+    SIGKILL"; empty where the log's end does not say."""
+    try:
+        with (paths.logs / "supervisord.log").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    found = re.findall(rf"(?:exited|stopped): {re.escape(name)} \(([^;)]*)", text)
+    return found[-1] if found else ""
 
 
 def start(paths: Paths, name: str) -> None:

@@ -57,7 +57,7 @@ class Death(Struct, frozen=True):
     pid: int
     at_ns: int
     clean: bool | None = None  # exit status 0; None: nobody could tell
-    how: str = "died"  # "was killed by SIGSEGV", "ended with exit status 1"
+    how: str = "died"  # "died: terminated by SIGSEGV", "died: exit status 1"
     report: LaneReport | None = None
 
 

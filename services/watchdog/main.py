@@ -9,7 +9,7 @@ import time
 import msgspec
 import zmq
 
-from common import bus, durable
+from common import bus, durable, supervisor
 from common.errors import NotRunningError, StorageError
 from common.messages import Beat
 from common.paths import Paths
@@ -252,7 +252,8 @@ class Watchdog:
 
     def close(self, *, stop: bool) -> None:
         """`stop`: in good order; else the hardware watchdog stays armed."""
-        self._notify.stopping()
+        if stop and supervisor.shuts_down(self._service.paths):
+            self._notify.stopping()  # all of Vigil does; else only the watchdog is restarted
         if self._hardware is not None:
             self._hardware.close(stop=stop)
         self._bus.close()

@@ -55,13 +55,13 @@ class Processes:
         child = self._children.get(name)
         return child.pid if child else None
 
-    def ask(self) -> dict[str, supervisor.Program]:
+    def ask(self) -> None:
         """Have supervisord look after its children at once, and say who they are."""
         found = supervisor.programs(self._paths)
         now = time.monotonic_ns()
         if found is None:
             self.ask_ns = now + round(MOST_S * 1e9)
-            return {}
+            return
         self.answered_ns = now
         with suppress(FileNotFoundError, ValueError):
             self.supervisord = int((self._paths.run / "supervisord.pid").read_text())
@@ -72,7 +72,6 @@ class Processes:
         if self._gone:
             wait_s, self._again_s = self._again_s, min(2 * self._again_s, MOST_S)
         self.ask_ns = now + round(wait_s * 1e9)
-        return found
 
     def hear(self, beat: Beat) -> None:
         if self.pid(beat.process) is None:
@@ -115,18 +114,15 @@ class Processes:
         self._gone[child.name] = now
         brief = now - child.spawned_ns < BRIEF_S * 1e9
         self.ask_ns = min(self.ask_ns, now + round(MOST_S * 1e9)) if brief else 0
-        clean, how = _how(stat.status) if stat and stat.dead else self._reaped(child.name)
+        if stat is not None and stat.dead:
+            code = os.waitstatus_to_exitcode(stat.status)
+            killer = signal.Signals(-code).name if code < 0 else ""
+            how = f"terminated by {killer}" if killer else f"exit status {code}"
+        else:
+            how = supervisor.last_end(self._paths, child.name)  # which was first to reap it
+        clean = how == "exit status 0" if how else None
         report = child.beat.lane if child.beat else None
-        return Death(child.name, child.pid, now, clean, how, report)
-
-    def _reaped(self, name: str) -> tuple[bool | None, str]:
-        """supervisord was first: ask it how the process ended."""
-        program = self.ask().get(name)
-        if program is None or program.exit is None:
-            return None, "died"
-        if program.exit < 0:
-            return False, "was killed by a signal"
-        return program.exit == 0, f"ended with exit status {program.exit}"
+        return Death(child.name, child.pid, now, clean, f"died: {how}" if how else "died", report)
 
     def signal(self, name: str, pid: int, number: int) -> None:
         child = self._children.get(name)
@@ -189,10 +185,3 @@ def _stat(pid: int) -> Stat | None:
     age_ns = up_ns - int(fields[19]) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
     spawned_ns = time.monotonic_ns() - age_ns
     return Stat(int(fields[1]), fields[0] in "ZX", spawned_ns, int(fields[49]))
-
-
-def _how(status: int) -> tuple[bool, str]:
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        return False, f"was killed by {signal.Signals(-code).name}"
-    return code == 0, f"ended with exit status {code}"
