@@ -15,7 +15,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -367,14 +367,14 @@ class World:
             if unclean[at] > TRIES + state.boot - 1:
                 raise Violation(f"a candidate died {unclean[at]} times")
             state = state._replace(unclean=unclean)
-        st = "dead"
+        st, slot = "dead", ""
         if not clean and p < 2 and record.proven(proc.slot):
             deaths = tuple(n + (i == p) for i, n in enumerate(state.deaths))
             # Only a model that fails by itself is worth another one: kills are none of its doing.
             if deaths[p] >= DEATHS and self.behaves(proc.slot) != "ok":
-                st = "fatal"
+                st, slot = "fatal", proc.slot
             state = state._replace(deaths=tuple(min(n, DEATHS) for n in deaths))
-        return self.put(state, p, self.dead._replace(st=st))
+        return self.put(state, p, self.dead._replace(st=st, slot=slot))
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -464,7 +464,7 @@ class World:
             if decided < written:
                 n = decided + 1 if self.scenario.policy is Policy.EVERY else written
                 content, count = self.real.on_ring(
-                    cam, state.rings[cam], ("attempt", n), lambda ring, n=n: ring.attempt(n)
+                    cam, state.rings[cam], ("attempt", n), partial(Ring.attempt, sequence=n)
                 )
                 kind = "inferred" if count <= MAX_ATTEMPTS else "failed"
                 judging = proc._replace(st="comp", cam=cam, n=n, kind=kind)
@@ -589,7 +589,7 @@ class World:
             return
         for n in range(cursor + 1, decided + 1):
             _, entry = self.real.on_ring(
-                cam, state.rings[cam], ("entry", n), lambda ring, n=n: ring.entry(n)
+                cam, state.rings[cam], ("entry", n), partial(Ring.entry, sequence=n)
             )
             expected = n in state.judged[cam]
             if (entry is None) == expected:
@@ -610,15 +610,16 @@ class World:
                     lambda r: slots.take_over(r, other, "it died"),
                 )
                 emit(f"{other} takes over", after, gone)
+            elif gone and self.died_in_soak(state, record):
+                after = self.commit(state, "fail", lambda r: slots.fail_soak(r, "no"))
+                emit("soak failed: it died", after)
         for p, lane in enumerate(record.lanes):
-            if state.procs[p].st == "fatal":
-                after = self.commit(
-                    state, ("give way", lane), lambda r, lane=lane: slots.give_way(r, lane)
-                )
-                if after is not None:
-                    deaths = tuple(0 if i == p else n for i, n in enumerate(after.deaths))
-                    after = self.put(after._replace(deaths=deaths), p, self.dead)
-                emit(f"{lane} gives way", after)
+            self.give_way(state, p, lane, emit)
+        if other is not None and self.better(state, other):
+            after = self.commit(
+                state, ("take over", other), lambda r: slots.take_over(r, other, "better")
+            )
+            emit(f"{other} has a better model", after)
         if txn.phase is Phase.NONE:
             return
         behaviour = self.behaves(txn.slot)
@@ -637,11 +638,42 @@ class World:
                     lambda r: slots.abandon(r, "no"),
                 )
                 emit("abandoned", after, must)
-        elif elsewhere or (behaviour == "wrong" and ready) or behaviour == "crash on a frame":
+        elif elsewhere or (behaviour == "wrong" and ready):
             emit("soak failed", self.commit(state, "fail", lambda r: slots.fail_soak(r, "no")))
-        elif ready and behaviour == "ok" and record.live == txn.lane:
-            if all(self.fence(state, cam) == record.epoch for cam in self.cams):
-                emit("soak passed", self.commit(state, "good", slots.mark_good))
+        elif (
+            ready
+            and behaviour != "wrong"
+            and record.live == txn.lane
+            and all(self.fence(state, cam) == record.epoch for cam in self.cams)
+        ):
+            emit("soak passed", self.commit(state, "good", slots.mark_good))
+
+    def died_in_soak(self, state: State, record: Record) -> bool:
+        txn = record.txn
+        if txn.phase is not Phase.SOAK or txn.lane != record.live:
+            return False
+        return state.unclean[CANDIDATES.index(txn.slot)] > 0
+
+    def give_way(self, state: State, p: int, lane: str, emit: Any) -> None:
+        """A lane whose process is not started any more: it has died too often."""
+        if state.procs[p].st != "fatal":
+            return
+        if self.real.record(state.record).lanes[lane].slot == state.procs[p].slot:
+            after = self.commit(state, ("give way", lane), lambda r: slots.give_way(r, lane))
+        else:
+            after = state
+        if after is not None:
+            deaths = tuple(0 if i == p else n for i, n in enumerate(after.deaths))
+            emit(f"{lane} gives way", self.put(after._replace(deaths=deaths), p, self.dead))
+
+    def better(self, state: State, other: str) -> bool:
+        """Whether the lane that is not live is ready with a better model, after it gave way."""
+        record = self.real.record(state.record)
+        order = list(dict.fromkeys((record.known_good, record.previous, FACTORY, slots.PASS)))
+        mine, its = record.lanes[record.live].slot, record.lanes[other].slot
+        if record.txn.phase is not Phase.NONE or not self.ready(state, other, its):
+            return False
+        return its in order and (mine not in order or order.index(its) < order.index(mine))
 
     def exhausted(self, state: State, slot: str, emit: Any) -> None:
         """Tries are used up: judged under the lock, when the boot is accounted for."""
