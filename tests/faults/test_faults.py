@@ -18,6 +18,7 @@ import pytest
 
 from common.frames import Ring
 from common.paths import PROJECT, Paths
+from scripts.bench.lanes import Lanes
 from tests.onnx_files import save
 from tests.support import Journal, System, balanced, until
 
@@ -66,7 +67,7 @@ def test_supervisord_killed_leaves_no_orphan(system: Start, paths: Paths) -> Non
     line.until_valid()
     supervisord = psutil.Process(int((paths.run / "supervisord.pid").read_text()))
     children = supervisord.children()
-    assert len(children) == 2
+    assert len(children) == 5, "capture, two lanes, updater, watchdog"
     supervisord.kill()
     assert psutil.wait_procs(children, timeout=5)[1] == [], "still alive"
     line.runner.wait(20)
@@ -167,13 +168,15 @@ def test_a_frame_that_kills_two_lanes(system: Start, paths: Paths, tmp_path: Pat
     """)
     journal = Journal(paths, "belt")
     line.until_valid()
-    frame = 0
+    frame, lanes = 0, Lanes(paths)
+    lanes.until_standby()
     for attempt in (1, 2):
-        lane = until(partial(line.process, "inference-main-a"), 30, "the lane runs")
+        lane = until(lambda: line.process(f"inference-main-{lanes.record.live}"), 30, "a live lane")
         frame = until(partial(in_the_engine, paths, attempt, frame), 30, "a frame in the engine")
         lane.kill()
         lane.wait()
     until(lambda: len(journal.results) > frame, 60, "the next frame is judged")
+    lanes.close()
     results = journal.stop()
     assert [result.sequence for result in results] == list(range(1, len(results) + 1))
     assert results[frame - 1].validity == "failed"

@@ -517,6 +517,18 @@ def test_a_slot_is_adopted_once(paths: Paths) -> None:
     assert one.verifies(name)
 
 
+def test_a_slot_that_does_not_verify_any_more_is_replaced(paths: Paths) -> None:
+    one = opened(paths)
+    name = adopted(one)
+    (one.path(name) / "model.bin").write_bytes(b"weightz")
+    record = one.read()
+    assert adopted(one) == name
+    assert one.verifies(name)
+    assert one.read() == record
+    assert one.clean_up() == []
+    assert list(one.staging.iterdir()) == []
+
+
 def test_a_bad_slot_is_not_adopted_again(paths: Paths) -> None:
     one = opened(paths)
     name = adopted(one)

@@ -7,7 +7,19 @@ import msgspec
 import pytest
 
 from common import bus
-from common.messages import Beat, Event, Frame, Item, Message, Result, Stages, Truth, TruthItem
+from common.messages import (
+    Beat,
+    Event,
+    Frame,
+    Health,
+    Item,
+    LaneReport,
+    Message,
+    Result,
+    Stages,
+    Truth,
+    TruthItem,
+)
 from common.processes import KINDS
 from common.topics import TOPICS, Topic, row
 
@@ -19,7 +31,14 @@ SAMPLES: dict[type[Message], Message] = {
         Stages(1, 2, 3, 4, 5, 6), 17, "nothing",
     ),
     Truth: Truth(1, 7, (TruthItem("stain", (1.0, 2.0, 3.0, 4.0)),)),
-    Beat: Beat("capture-belt", 99, 5, "waiting", 2**33, 10**15, "frame", 10**15, {"a": "b"}),
+    Beat: Beat(
+        "inference-main-a", 99, 5, "waiting", 2**33, 10**15, "frame", 10**15, {"a": "b"}, 10**14,
+        LaneReport(7, "factory", True, True, "slow", "no accelerator", 9, 1, 0.5, 12.5),
+    ),
+    Health: Health(
+        10**15, {"cpu": 55.5}, ("apex_0",), {"policy0": 1500.0}, "0x50000", 900.5, 3000.0, 60.0,
+        0.75, True, 0.5, {"capture-belt": 40.5},
+    ),
     Event: Event("camera.lost", "warning", "belt: lost – gone", "capture-belt", 1, 1.5, {"a": "b"}),
 }  # fmt: skip
 each = pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
