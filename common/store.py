@@ -206,10 +206,13 @@ class Store:
             TransitionError: the slot is bad.
             LockedError, StorageError: nothing refers to it.
         """
+        whole = self.verifies(name)  # it takes long where there is one: not under the lock
         with self.held() as record:
             changed = slots.install(record, name, slot)
             try:
-                if not self.path(name).is_dir():
+                if not whole:
+                    if self.path(name).is_dir():  # damaged: of no use to anyone
+                        self.path(name).rename(self.staging / f"{name}.gone")
                     unpacked.rename(self.path(name))
                 durable.sync_folder(self.slots)
                 durable.sync_folder(self.staging)
