@@ -96,7 +96,11 @@ class Store:
         self._fd = self._lock(wait_s)
         try:
             if os.pread(self._fd, 1, 0) == b"1":  # its writer died before it had synced
-                durable.sync_folder(self.folder)
+                try:
+                    durable.sync_folder(self.folder)
+                except OSError as error:
+                    text = f"{self.folder}: can't be synced: {error.strerror}"
+                    raise StorageError(text) from error
                 os.pwrite(self._fd, b"0", 0)
             yield self._settled()
         finally:
@@ -223,16 +227,24 @@ class Store:
         return changed
 
     def clean_up(self) -> list[str]:
-        """Remove the folders that nothing refers to; the reference goes first, durably."""
+        """Remove the folders that nothing refers to; the reference goes first, durably.
+
+        Raises:
+            LockedError, StorageError: some are still there.
+        """
         removed = []
         with self.held() as record:
             changed = slots.clean_up(record)
             if changed != record:
                 self._write(changed, volatile=False)
-            for path in self.slots.iterdir():
-                if path.name not in changed.references:
-                    path.rename(self.staging / f"{path.name}.gone")
-                    removed.append(path.name)
+            try:
+                for path in list(self.slots.iterdir()):
+                    if path.name not in changed.references:
+                        path.rename(self.staging / f"{path.name}.gone")
+                        removed.append(path.name)
+            except OSError as error:
+                text = f"{error.filename}: can't be removed: {error.strerror}"
+                raise StorageError(text) from error
         for path in self.staging.glob("*.gone"):
             shutil.rmtree(path, ignore_errors=True)
         return removed

@@ -343,11 +343,16 @@ def test_a_full_disk_over_a_boot(paths: Paths, full_disk: Callable[[bool], None]
 
 def test_a_read_only_disk(paths: Paths, full_disk: Callable[[bool], None]) -> None:
     one = opened(paths)
-    last = one.commit(started)
+    one.commit(started)
     folder = paths.root / "models"
+    name = adopted(one)
+    one.commit(lambda record: slots.activate(record, name))
+    last = one.commit(lambda record: slots.abandon(record, "too slow"))
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
     with pytest.raises(StorageError, match="Read-only"):
         one.commit(started)
+    with pytest.raises(StorageError, match="Read-only"):
+        one.clean_up()
     assert one.commit(take_over, volatile=True).live == "b"
     assert opened(paths).read().live == "b"
     subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
@@ -363,6 +368,22 @@ def test_a_read_only_disk_from_the_start(paths: Paths, full_disk: Callable[[bool
     assert (first.lanes["a"].slot, first.epoch) == (FACTORY, 1)
     again = opened(paths).commit(lambda record: slots.start(record, "a"), volatile=True)
     assert again.epoch == 2
+    with pytest.raises(StorageError, match="No such file"):
+        one.clean_up()
+
+
+def test_a_folder_that_can_not_be_synced(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(paths).commit(started)
+    killed_in(lambda: opened(paths).commit(started), lambda: patch(durable, "sync_folder", die))
+
+    def fails(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(durable, "sync_folder", fails)
+    with pytest.raises(StorageError, match="can't be synced: Input/output error"):
+        opened(paths).commit(started)
+    monkeypatch.undo()
+    assert opened(paths).commit(started).counter == 3
 
 
 # -- one at a time -------------------------------------------------------------------------------
