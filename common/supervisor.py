@@ -61,17 +61,18 @@ def shuts_down(paths: Paths) -> bool:
         return True
 
 
-def last_end(paths: Paths, name: str) -> str:
-    """How a program ended that supervisord has reaped, by its log: "exit status 0", "terminated by
-    SIGKILL"; empty where the log's end does not say."""
+def how_it_ended(paths: Paths, name: str, pid: int) -> str:
+    """How a process ended that supervisord has reaped, by its log: "exit status 0", "terminated by
+    SIGKILL"; empty where the log does not say, or not yet."""
     try:
         with (paths.logs / "supervisord.log").open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    found = re.findall(rf"(?:exited|stopped): {re.escape(name)} \(([^;)]*)", text)
-    return found[-1] if found else ""
+    since = text.rpartition(f"spawned: '{name}' with pid {pid}\n")[2]
+    found = re.search(rf"(?:exited|stopped): {re.escape(name)} \(([^;)]*)", since)
+    return found[1] if found else ""
 
 
 def start(paths: Paths, name: str) -> None:

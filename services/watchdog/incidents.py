@@ -72,7 +72,7 @@ class Incidents:
             found = [self._rings[c].first_valid(row.at_ns, row.run) for c in cameras]
         elif camera in self._rings:
             found = [self._rings[camera].first_valid(row.at_ns, captured=True)]
-        elif process and process.begun and process.spawned_ns > row.at_ns:
+        elif process and process.sent_ns and process.spawned_ns > row.at_ns:
             found = [(row.at_ns, process.sent_ns)]
         else:
             return False

@@ -18,6 +18,7 @@ from services.watchdog.facts import Death, Seen
 ASK_S = 5.0
 FIRST_S, MOST_S = 0.04, 1.0  # after a death, asked again at so many seconds, doubling
 BRIEF_S = 2.0  # who lived no longer is left to supervisord's own tick: a crash loop is no hurry
+LOG_TRIES, LOG_S = 5, 0.001
 
 
 @dataclass
@@ -119,10 +120,18 @@ class Processes:
             killer = signal.Signals(-code).name if code < 0 else ""
             how = f"terminated by {killer}" if killer else f"exit status {code}"
         else:
-            how = supervisor.last_end(self._paths, child.name)  # which was first to reap it
+            how = self._logged_end(child)
         clean = how == "exit status 0" if how else None
         report = child.beat.lane if child.beat else None
         return Death(child.name, child.pid, now, clean, f"died: {how}" if how else "died", report)
+
+    def _logged_end(self, child: Child) -> str:
+        """supervisord was first to reap it, and is about to write how it ended."""
+        for _ in range(LOG_TRIES):
+            if how := supervisor.how_it_ended(self._paths, child.name, child.pid):
+                return how
+            time.sleep(LOG_S)
+        return ""
 
     def signal(self, name: str, pid: int, number: int) -> None:
         child = self._children.get(name)
