@@ -68,6 +68,7 @@ class Budget(NamedTuple):
     deadline: int = 0
     restore: int = 0
     flip: int = 0
+    back: int = 0  # rolled back by hand
 
 
 class State(NamedTuple):
@@ -652,7 +653,7 @@ class World:
         txn = record.txn
         if txn.phase is not Phase.SOAK or txn.lane != record.live:
             return False
-        return state.unclean[CANDIDATES.index(txn.slot)] > 0
+        return record.proven(txn.slot) or state.unclean[CANDIDATES.index(txn.slot)] > 0
 
     def give_way(self, state: State, p: int, lane: str, emit: Any) -> None:
         """A lane whose process is not started any more: it has died too often."""
@@ -686,6 +687,8 @@ class World:
             return slots.abandon(record, "tries") if used else record
 
         record = self.real.record(state.record)
+        if record.proven(slot):
+            return
         running = any(proc.slot == slot for proc in state.procs)
         if record.slots[slot].tries or running:
             return
@@ -765,6 +768,11 @@ class World:
             emit("POWER CUT", self.power_cut(self.spend(state, "power")), False)
         if left.flip and not state.flipped:
             emit("a bit flips", self.spend(state, "flip")._replace(flipped=True), False)
+        if left.back:
+            after = self.commit(
+                self.spend(state, "back"), "back", lambda r: slots.roll_back(r, "by hand")
+            )
+            emit("rolled back by hand", after, False)
         if left.restore:
             lane = record.other or record.live
             if record.lanes[lane].slot != record.known_good:

@@ -30,7 +30,7 @@ SMALL = {
         frames=(1,), candidates=("ok",), budget=Budget(deadline=1, stop=1, cont=1)
     ),
     "hangs the board": Scenario(frames=(1,), candidates=("board",), budget=Budget(power=1)),
-    "planned": Scenario(frames=(1,), candidates=("ok",), budget=Budget(plan=3)),
+    "planned": Scenario(frames=(1,), candidates=("ok",), budget=Budget(plan=2)),
     "planned, power": Scenario(frames=(1,), candidates=(CRASH,), budget=Budget(plan=1, power=1)),
     "two updates": Scenario(frames=(1,), candidates=("ok", "wrong"), budget=Budget(kill=1)),
     "known good fails": Scenario(frames=(1,), good=CRASH, budget=Budget(kill=1, flip=1, restore=1)),
@@ -41,6 +41,14 @@ SMALL = {
     "fresh": Scenario(frames=(1,), fresh=True, candidates=("wrong",), budget=Budget(suspect=1)),
     "killer frame": Scenario(frames=(2,), killer=1, budget=Budget(suspect=1)),
     "killer frame, update": Scenario(frames=(1,), killer=1, candidates=("ok",)),
+    "by hand": Scenario(frames=(1,), candidates=("ok",), budget=Budget(back=1, suspect=1)),
+    "by hand, wrong": Scenario(frames=(1,), candidates=("wrong",), budget=Budget(back=2)),
+    "by hand, to what fails": Scenario(
+        frames=(1,), good=CRASH, candidates=("ok",), budget=Budget(back=1)
+    ),
+    "by hand, one lane": Scenario(
+        frames=(1,), lanes=1, candidates=("ok",), budget=Budget(back=2, power=1)
+    ),
     "one lane": Scenario(frames=(1,), lanes=1, candidates=("ok",), budget=Budget(kill=1, power=1)),
     "one lane, wrong": Scenario(
         frames=(1,), lanes=1, candidates=("wrong",), budget=Budget(kill=1, power=1)
@@ -67,6 +75,7 @@ LARGE = {
     ),
     "update, two cameras": Scenario(frames=(1, 1), candidates=("ok",), budget=Budget(kill=1)),
     "two updates": Scenario(frames=(1,), candidates=("ok", "ok"), budget=Budget(kill=2)),
+    "by hand": Scenario(frames=(1,), candidates=("ok",), budget=Budget(back=2, kill=2)),
     "known good fails": Scenario(
         frames=(1,), good=CRASH, candidates=("wrong",),
         budget=Budget(kill=1, flip=1, power=1, restore=1),
@@ -211,7 +220,7 @@ MUTANTS = {
     no_try: SMALL["update, dies at load"],
     a_try_too_many: SMALL["update, dies at load"],
     no_refund: SMALL["planned, power"],
-    no_refund_at_a_stop: SMALL["planned"],
+    no_refund_at_a_stop: Scenario(frames=(1,), candidates=("ok",), budget=Budget(plan=3)),
     no_boot_cap: SMALL["hangs the board"],
     the_lane_keeps_a_bad_slot: SMALL["update, wrong"],
     slots_not_verified: SMALL["flipped bit"],
