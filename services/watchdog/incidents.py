@@ -13,6 +13,7 @@ from services.watchdog.facts import Incident, Seen, Settings
 from services.watchdog.rings import Rings
 
 KEPT = 32
+FOLLOWED = 4  # at a time
 OPEN_S = 3600.0  # what has not recovered by then is not looked for any more
 
 
@@ -60,7 +61,7 @@ class Incidents:
         """Those that are over now."""
         since = time.monotonic_ns() - OPEN_S * 1e9
         ours = [row for row in self._rows if row.recovery_ms is None and row.at_ns > since]
-        over = [row for row in ours if self._is_over(row, processes.get(row.process))]
+        over = [row for row in ours[-FOLLOWED:] if self._is_over(row, processes.get(row.process))]
         self._changed |= bool(over)
         return over
 

@@ -5,7 +5,8 @@ from common.processes import processes
 from services.watchdog.facts import Limits, Settings
 from services.watchdog.health import memory_mb
 
-HANG_S = {"capture": 2.0, "updater": 10.0}  # the updater waits for disks; nobody waits for it
+HANG_S = 2.0
+SLOW_HANG_S = {"updater": 10.0}  # it waits for disks, and nobody waits for it
 LANE_SHARE, SHARE = 0.5, 0.25  # of the machine's memory that a process may have
 
 
@@ -23,5 +24,6 @@ def settings(config: Config) -> Settings:
             if kind.name == "capture":
                 mb = config.cameras[process.arguments[0]].memory_mb
             mb = mb or SHARE * total
-            limits[process.name] = Limits(HANG_S[kind.name], kind.start_s, round(mb * 1e6))
+            hang_s = SLOW_HANG_S.get(kind.name, HANG_S)
+            limits[process.name] = Limits(hang_s, kind.start_s, round(mb * 1e6))
     return Settings(config.watchdog, config.groups, limits)

@@ -141,11 +141,11 @@ class Watchdog:
             data = {"process": row.process, "recovery_ms": str(row.recovery_ms)}
             self._service.event("incident.recovered", Severity.INFO, text, **data)
         self._stores.announce_problems()
-        if not deaths and not self._urgent():
+        if not deaths and not self._memory.down:
             self._stores.clean_up()
-            if now - self._health_ns >= HEALTH_S * 1e9:
-                self._health_ns = now
-                self._publish_health()
+        if not deaths and now - self._health_ns >= HEALTH_S * 1e9:
+            self._health_ns = now
+            self._publish_health()
         self._keep()
 
     def _hear(self, topic: str, body: bytes) -> None:

@@ -111,8 +111,8 @@ class _Step:
     # -- deaths and hangs --------------------------------------------------------------------
 
     def bury(self) -> None:
-        if self._m.supervisord != self._seen.supervisord:  # and all of its children are new
-            new = self._seen.supervisord
+        new = self._seen.supervisord
+        if new and new != self._m.supervisord:  # and all of its children are new
             self._remember(supervisord=new, pids={}, killed={}, planned={}, down={}, asked={})
         for death in (*self._seen.deaths, *self._unseen()):
             limits = self._settings.processes[death.name]
@@ -146,11 +146,11 @@ class _Step:
         ]
 
     def _left_in_order(self, death: Death, limits: Limits) -> bool:
-        """Asked to, or because the record has another slot or run in its place."""
-        if death.clean is not None or death.report is None or not limits.lane:
+        """By its exit status, or because the record has another slot in its place."""
+        if death.clean or death.report is None or not limits.lane:
             return bool(death.clean)
         now = self._seen.groups[limits.group].record.lanes.get(limits.lane)
-        return now is None or (now.slot, now.run) != (death.report.slot, death.report.run)
+        return now is None or now.slot != death.report.slot
 
     def _count(self, death: Death, limits: Limits) -> None:
         """A death on a proven slot, for the cap."""
@@ -274,12 +274,16 @@ class _Step:
         if self._was_killed(name):
             return "hung"
         down, seen = self._m.down.get(name), self._process(name)
-        if down is None:
-            missing = seen.pid is None and self._past(seen.gone_ns + round(RESTART_S * S))
-            return "is not there" if missing else None
-        # A model in soak is not judged by a stop in good order.
+        # A model in soak is not judged by a stop in good order, unless it does not come back.
         soaks = now.record.txn.phase is Phase.SOAK and now.record.txn.lane == now.record.live
-        return None if soaks and down.clean else down.how
+        load_s = self._settings.groups[group].load_s
+        if down is None:
+            missing_s = load_s if soaks else RESTART_S
+            missing = seen.pid is None and self._past(seen.gone_ns + round(missing_s * S))
+            return "is not there" if missing else None
+        if soaks and down.clean:
+            return "stays away" if self._past(down.at_ns + round(load_s * S)) else None
+        return down.how
 
     def _give_way(self, group: str, now: Group) -> bool:
         record, watchdog = now.record, self._settings.watchdog

@@ -19,6 +19,7 @@ WAIT_S = 0.2  # for the lock; then the next look tries again
 SAY_S = 60.0  # that the disk refuses, at most so often
 CLEAN_S = 5.0  # after a verdict, when nobody waits
 LATER_S = 60.0
+LATELY_NS = 1_000_000_000
 VERDICTS = ("abandon", "mark_good", "fail_soak", "take_over")
 MEND = ("take_over", "give_way", "restore")  # between proven slots: may count in memory
 
@@ -39,7 +40,7 @@ class Stores:
         }
         self._lanes = {group: len(lanes(config, group)) for group in self.groups}
         self._read: dict[str, tuple[list[tuple[int, int]], Record]] = {}
-        self._locked_ns: dict[str, int] = {}  # since when a lock is not to be had
+        self._locked_ns: dict[str, tuple[int, int]] = {}  # a lock is not to be had: since, lately
         self._said_ns = 0
         now = time.monotonic_ns()
         self._clean_ns = dict.fromkeys(self._stores, now + round(CLEAN_S * 1e9))
@@ -69,7 +70,9 @@ class Stores:
         except TransitionError:
             return False  # not applicable any more: what is right now is found at the next look
         except LockedError:
-            self._locked_ns.setdefault(order.group, time.monotonic_ns())
+            now = time.monotonic_ns()
+            since, lately = self._locked_ns.get(order.group, (now, now))
+            self._locked_ns[order.group] = since if now - lately < LATELY_NS else now, now
             return False
         except StorageError as error:
             self._say(str(error))
@@ -84,8 +87,8 @@ class Stores:
     def stuck(self, group: str) -> int | None:
         """The pid that has held the record's lock for longer than a process may hang."""
         hang_ns = self._service.config.groups[group].hang_s * 1e9
-        since = self._locked_ns.get(group)
-        if since is None or time.monotonic_ns() - since < hang_ns:
+        now = time.monotonic_ns()
+        if now - self._locked_ns.get(group, (now, now))[0] < hang_ns:
             return None
         del self._locked_ns[group]
         return holder(self._stores[group].lock_path)

@@ -1,10 +1,13 @@
 """What is read of the board, from a sysfs of the test's own."""
 
+import os
 from pathlib import Path
 
 from common.paths import Paths
+from common.service import lock
 from services.watchdog import health
 from services.watchdog.health import Sensors
+from services.watchdog.stores import holder
 
 
 def write(path: Path, word: str) -> None:
@@ -59,3 +62,11 @@ def test_this_machine(paths: Paths) -> None:
     assert now.clock_synced in (True, False, None)
     assert (now.pace, now.processes_mb) == (0.5, {"capture-belt": 40.0})
     assert health.memory_mb("MemTotal") > now.memory_free_mb
+
+
+def test_who_holds_a_lock(paths: Paths) -> None:
+    assert holder(paths.lock("somebody")) is None
+    held = lock(paths, "somebody")
+    assert holder(paths.lock("somebody")) == os.getpid()
+    os.close(held)
+    assert holder(paths.lock("somebody")) is None

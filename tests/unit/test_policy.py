@@ -216,7 +216,7 @@ ROWS = [
         "standby dies: nothing to change",
         ["event process.died", f"incident {B}", "feed"],
         processes={B: gone(0)},
-        observed=DEATH_B,
+        observed={"deaths": (Death(B, 101, NOW, False, "died", report(2, OLD)),)},
     ),
     Row(
         "live lane dies while a candidate is proving: never an unproven slot",
@@ -474,6 +474,21 @@ ROWS = [
         observed={"deaths": (Death(B, 101, NOW, True, "ended", report(2, NEW)),)},
     ),
     Row(
+        "candidate is stopped in good order in soak, and does not come back",
+        ["take_over a", "feed"],
+        record=SOAK,
+        memory=msgspec.structs.replace(
+            watched(Phase.SOAK, 90), down={B: Down(NOW - 61 * S, True, "died: exit status 0")}
+        ),
+        processes={B: {"ready_ns": 0, "report": None}},
+    ),
+    Row(
+        "the board starts in soak, and the candidate is not there yet: no verdict",
+        [f"start {B}", "feed"],
+        record=SOAK,
+        processes={B: gone(5)},
+    ),
+    Row(
         "candidate fails too often",
         ["fail_soak", "feed"],
         record=SOAK,
@@ -520,6 +535,12 @@ ROWS = [
         record=COLD_SOAK,
         processes={A: gone(0)},
         observed={"deaths": (Death(A, 100, NOW, False, "died", report(1, NEW)),)},
+    ),
+    Row(
+        "a refused candidate ends with an error after its slot was taken from it: no death",
+        ["feed"],
+        processes={B: gone(0)},
+        observed={"deaths": (Death(B, 101, NOW, False, "exit status 1", report(2, NEW)),)},
     ),
     # -- too many restarts
     Row(
