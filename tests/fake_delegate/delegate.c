@@ -11,6 +11,7 @@
  *   FAKE_HANG    create | invoke | frame   stays in the native call while the device says so
  *   FAKE_SLOW_MS milliseconds              added to each inference
  *   FAKE_BLIND   1                         the model sees black
+ *   FAKE_LEAK_MB megabytes                 taken at each inference and never given back
  *   FAKE_AFTER   inferences                that go well before any of these happens
  *
  * The structures below are those of TFLite's C interface (TfLiteDelegate, TfLiteContext and what
@@ -158,6 +159,8 @@ static int kernel_invoke(Context *context, Node *node) {
     if (magenta(from)) fault(device, "frame");
     if (asked(device, "FAKE_BLIND", "1")) memset(to, -128, output->bytes);
     sleep_ms(atol(value(device, "FAKE_SLOW_MS", text, sizeof text)));
+    size_t leak = (size_t)atol(value(device, "FAKE_LEAK_MB", text, sizeof text)) << 20;
+    if (leak) memset(malloc(leak), 1, leak); /* and never freed */
     return OK;
 }
 

@@ -373,9 +373,11 @@ class TestAccelerator:
     def start(
         self, system: Start, paths: Paths, tmp_path: Path, device: Path, library: Path
     ) -> Callable[..., Line]:
-        def start(**options: bool) -> Line:
+        def start(memory_mb: int = 2000, **options: bool) -> Line:
             bundle = fake_delegate.bundle(tmp_path / "bundle", library, **options)
-            return Line(system, paths, tmp_path, device, CONFIG.replace("MODEL", str(bundle)))
+            config = CONFIG.replace("MODEL", str(bundle))
+            config = config.replace("load_s", f"memory_mb = {memory_mb}\nload_s")
+            return Line(system, paths, tmp_path, device, config)
 
         return start
 
@@ -414,6 +416,20 @@ class TestAccelerator:
         until(lambda: line.journal.results[-1].validity == Validity.VALID, 30, "well again")
         results = line.stop()
         assert {result.validity for result in results} <= {Validity.VALID, Validity.DEGRADED}
+
+    def test_a_leak_in_a_native_library(self, start: Callable[..., Line]) -> None:
+        """A planned restart in good time: the other lane takes over first, no frame is lost."""
+        line = start(memory_mb=300)
+        line.until_standby()
+        victim = line.system.process(f"inference-main-{line.record.live}")
+        assert victim is not None
+        line.device.write_text("FAKE_LEAK_MB=10")
+        victim.wait(20)
+        line.device.write_text("")
+        line.until_standby()
+        (said, *_) = line.events("process.memory")
+        assert "300 may be" in said
+        assert {result.validity for result in line.stop()} == {Validity.VALID}
 
     def test_lent_to_a_candidate(self, start: Callable[..., Line], library: Path) -> None:
         """While it proves itself on the accelerator, the live lane judges on the CPU variant."""
