@@ -2,7 +2,6 @@
 run/incidents.json, read by `vigil status`. It survives the watchdog."""
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -48,14 +47,15 @@ class Incidents:
         self._rows = [*self._rows[1 - KEPT :], row]
         self._changed = True
 
-    def conclude(self, processes: Iterable[str], outcome: str) -> None:
-        """What was done about the newest incident of one of these processes."""
-        names = set(processes)
-        for row in reversed(self._rows):
-            if row.process in names and row.recovery_ms is None:
-                row.outcome = row.outcome or outcome
-                self._changed = True
-                return
+    def conclude(self, lanes: list[str], outcome: str, live: str, reason: str) -> None:
+        """What was done about the newest incident of a group; it may be the first that tells of it,
+        of the lane that was live."""
+        ours = [row for row in self._rows if row.process in lanes and row.recovery_ms is None]
+        if not ours:
+            self.add(Incident(live, reason, time.monotonic_ns()))
+            ours = self._rows
+        ours[-1].outcome = ours[-1].outcome or outcome
+        self._changed = True
 
     def follow(self, processes: dict[str, Seen]) -> list[Row]:
         """Those that are over now."""

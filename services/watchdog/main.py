@@ -44,6 +44,11 @@ TICK_S = 0.25  # beats are read, rings looked at so often
 AWAY_S = 1.0  # who did not look for so long may have missed beats, and judges nobody for a while
 HEALTH_S = 5.0
 HANG_S = {"capture": 2.0, "updater": 10.0}  # the updater waits for disks; nobody waits for it
+OUTCOMES = {  # of an incident, by what was done
+    "take_over": "lane {} took over",
+    "fail_soak": "rolled back",
+    "give_way": "gave way to the next model",
+}
 _FIRST = (Kill, Incident, Transition)
 SAY_NS = 60_000_000_000
 
@@ -138,7 +143,7 @@ class Watchdog:
             self._do(action)
         for row in self._incidents.follow(seen.processes):
             text = f"{row.process} {row.what}; {row.outcome}, well after {row.recovery_ms} ms"
-            data = {"process": row.process, "recovery_ms": str(row.recovery_ms)}
+            data = {"of": row.process, "recovery_ms": str(row.recovery_ms)}
             self._service.event("incident.recovered", Severity.INFO, text, **data)
         self._stores.announce_problems()
         if not deaths and not self._memory.down:
@@ -177,7 +182,7 @@ class Watchdog:
                 try:
                     self._processes.start(name)
                 except NotRunningError as error:
-                    self._say("process.not_started", Severity.ERROR, str(error), process=name)
+                    self._say("process.not_started", Severity.ERROR, str(error), of=name)
             case Transition():
                 self._commit(action)
             case SetPace(value):
@@ -192,17 +197,17 @@ class Watchdog:
                 self._wake_ns = at_ns
 
     def _commit(self, order: Transition) -> None:
+        before = self._stores.record(order.group)
         if self._stores.commit(order):
             self._wake_ns = 0  # look at once at what follows from it
-            lanes = [
-                lane_name(order.group, lane) for lane in self._stores.record(order.group).lanes
-            ]
-            outcome = f"lane {order.lane} took over" if order.kind == "take_over" else order.kind
-            self._incidents.conclude(lanes, outcome.replace("_", " "))
+            if outcome := OUTCOMES.get(order.kind):
+                lanes = [lane_name(order.group, lane) for lane in before.lanes]
+                live = lane_name(order.group, before.live)
+                self._incidents.conclude(lanes, outcome.format(order.lane), live, order.reason)
         elif (pid := self._stores.stuck(order.group)) is not None:
             name = next((n for n in self._settings.processes if self._processes.pid(n) == pid), "")
             text = f"{name or 'a process that is none of ours'} (pid {pid}) holds the record's lock"
-            self._say("state.locked", Severity.CRITICAL, text, process=name)
+            self._say("state.locked", Severity.CRITICAL, text, of=name)
             self._processes.signal(name, pid, signal.SIGKILL)
 
     def _set_pace(self, pace: float) -> None:

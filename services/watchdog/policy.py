@@ -130,7 +130,7 @@ class _Step:
                 del self._m.killed[death.name]
             elif not clean:
                 text = f"{death.name} (pid {death.pid}) {death.how}"
-                self._event("process.died", Severity.ERROR, text, process=death.name)
+                self._event("process.died", Severity.ERROR, text, of=death.name)
                 self._incident(death.name, death.how, death.at_ns, death.report)
 
         pids = {n: p.pid for n, p in self._seen.processes.items() if p.pid is not None}
@@ -189,7 +189,7 @@ class _Step:
         self._m.killed[name] = Mark(seen.pid, self._now)
         self.actions.append(Kill(name, seen.pid, why))
         text = f"{name} (pid {seen.pid}) hangs: {why}; killed"
-        self._event("process.hung", Severity.ERROR, text, process=name)
+        self._event("process.hung", Severity.ERROR, text, of=name)
         self._incident(name, f"hung: {why}", since_ns, seen.report)
 
     def _was_killed(self, name: str) -> bool:
@@ -457,7 +457,7 @@ class _Step:
             "process.memory",
             Severity.WARNING,
             f"{name}: {self._memory_words(name)}; restarted",
-            process=name,
+            of=name,
         )
         self._m.planned[name] = Mark(pid, self._now)
         self.actions.append(Restart(name, pid))
@@ -535,8 +535,10 @@ class _Step:
             if killed and killed.pid == seen.pid:
                 if self._past(killed.at_ns + round(UNKILLABLE_S * S)):
                     return f"{name} (pid {killed.pid}) does not die"
-            elif seen.pid is None and asked and self._past(asked.first_ns + round(ABSENT_S * S)):
-                return f"{name} can't be started"
+            elif seen.pid is None and asked and asked.first_ns:
+                absent = self._past(asked.first_ns + round(ABSENT_S * S))
+                if absent:
+                    return f"{name} can't be started"
         return ""
 
     # -- parts -------------------------------------------------------------------------------

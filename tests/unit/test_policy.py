@@ -736,6 +736,12 @@ ROWS = [
         observed={"answered_ns": NOW - 11 * S},
     ),
     Row(
+        "a process was there after it was asked for, and died again",
+        ["feed"],
+        memory=Memory(asked={BELT: Asked(0, NOW + S, 60)}),
+        processes={BELT: gone(0.1)},
+    ),
+    Row(
         "a process can't be started",
         ["event watchdog.starved"],
         memory=Memory(asked={BELT: Asked(NOW - 61 * S, NOW + S, 60)}),
