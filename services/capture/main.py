@@ -99,6 +99,7 @@ class Capture:
             self._resize(change)
         else:
             self._ring.count_overrun()
+            self._service.progressed()
 
     def _resize(self, change: SizeChangedError) -> None:
         self._ring.close()

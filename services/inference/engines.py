@@ -17,6 +17,9 @@ from common.engine.runtimes import AcceleratorBusyError, Options
 from common.errors import EngineError, ModelError
 
 FIRST_S, LONGEST_S = 2.0, 60.0  # between two attempts at an accelerator
+STRIKES = 3  # deaths on it, each within WELL_S, after which a process pauses before it tries again
+PAUSE_S = 60.0  # doubling with each strike more
+STRUCK = f"{STRIKES} processes or more died on the accelerator, one after the other"
 WELL_S = 60.0  # an accelerator that ran so long is looked for eagerly again when it is lost
 STOPPING_S = 1.0  # what stopping waits for an attempt; a hung one is left behind
 
@@ -39,6 +42,48 @@ class Backoff:
         if now_s - since_s >= WELL_S:
             self.pause_s = FIRST_S
         self.failed(now_s)
+
+
+class Strikes:
+    """How often in a row a process died on this bundle's accelerated variant: a mark is made before
+    it is loaded and taken back by whatever ends in good order. In the run folder, for those after.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
+        self._path = folder / f"accelerator-{bundle.sha256[:12]}.strikes"
+        self._mine = False
+
+    def _read(self) -> tuple[int, float]:
+        try:
+            count, at_s = self._path.read_text().split()
+            return int(count), float(at_s)
+        except (FileNotFoundError, ValueError):
+            return 0, 0.0
+
+    @property
+    def pause_s(self) -> float:
+        """How long to leave the accelerator alone from now on."""
+        count, at_s = self._read()
+        if self._mine or count < STRIKES:
+            return 0.0
+        return at_s + PAUSE_S * 2.0 ** (count - STRIKES) - time.monotonic()
+
+    def mark(self) -> None:
+        if not self._mine:
+            self._path.write_text(f"{self._read()[0] + 1} {time.monotonic()}")
+        self._mine = True
+
+    def take_back(self) -> None:
+        if self._mine:
+            count, at_s = self._read()
+            self._path.write_text(f"{max(0, count - 1)} {at_s}")
+        self._mine = False
+
+    def forget(self) -> None:
+        """It has run well."""
+        if self._mine:
+            self._path.unlink(missing_ok=True)
+        self._mine = False
 
 
 class Engines:
@@ -71,6 +116,7 @@ class Engines:
         self._attempt: _Attempt | None = None
         self._backoff = Backoff()
         self._since_s = 0.0  # when the accelerator began to work
+        self._strikes = Strikes(lock_folder, bundle)
 
     def load(self) -> None:
         """The first load: the preferred variant that runs; only a CPU variant where an exclusive
@@ -82,6 +128,11 @@ class Engines:
         if not self._wanted:
             self.model = self._load(accelerator=False)
             self._left()
+            return
+        struck = self._accelerated and self._strikes.pause_s > 0
+        if struck and (model := self._load_cpu()) is not None:
+            self.model = model
+            self._unavailable(STRUCK, False)
             return
         model = self._load()
         self.model, self.degraded, self.busy = model, "", False
@@ -106,6 +157,7 @@ class Engines:
         self._backoff.lost(now, self._since_s)
         self._say(LOST, str(error))
         self.degraded, self.busy = str(error), False
+        self._strikes.take_back()
         try:
             self.model = self._load(accelerator=False)
         except ModelError as failure:
@@ -116,6 +168,9 @@ class Engines:
         """To be called at each tick. Once the lost accelerator works again: a warm model on it, to
         be adopted as soon as no inference runs; it is returned once."""
         attempt = self._attempt
+        on_it = self.model is not None and self.model.accelerator
+        if on_it and time.monotonic() - self._since_s >= WELL_S:
+            self._strikes.forget()
         if attempt is not None:
             if attempt.is_alive():
                 return None
@@ -124,7 +179,11 @@ class Engines:
                 return model
             if not attempt.abandoned:
                 self._unavailable(attempt.failure, attempt.busy)
-        if self.degraded and self._wanted and time.monotonic() >= self._backoff.due_s:
+        if not self.degraded or not self._wanted or time.monotonic() < self._backoff.due_s:
+            return None
+        if self._strikes.pause_s > 0:
+            self._unavailable(STRUCK, False)
+        else:
             self._attempt = _Attempt(self._load_warm)
             self._attempt.start()
         return None
@@ -155,6 +214,7 @@ class Engines:
                 return
             self.model.close()
             self.model = model
+        self._strikes.take_back()
         self._wanted = False
         self._left()
 
@@ -173,19 +233,35 @@ class Engines:
         if self.model is not None:
             self.model.close()
             self.model = None
+        self._strikes.take_back()
 
     @property
     def _attempting(self) -> bool:
         return self._attempt is not None and not self._attempt.abandoned
 
     def _load(self, accelerator: bool | None = None) -> Model:
-        return Model.load(
-            self._bundle,
-            self._options,
-            self._runtime,
-            accelerator=accelerator,
-            lock_folder=self._lock_folder,
-        )
+        if self._accelerated and accelerator is not False:
+            self._strikes.mark()
+        try:
+            model = Model.load(
+                self._bundle,
+                self._options,
+                self._runtime,
+                accelerator=accelerator,
+                lock_folder=self._lock_folder,
+            )
+        except ModelError:
+            self._strikes.take_back()
+            raise
+        if not model.accelerator and accelerator is not False:
+            self._strikes.take_back()
+        return model
+
+    def _load_cpu(self) -> Model | None:
+        try:
+            return self._load(accelerator=False)
+        except ModelError:
+            return None
 
     def _load_warm(self) -> Model:
         model = self._load(accelerator=True)
@@ -193,6 +269,7 @@ class Engines:
             model.warm_up()
         except EngineError:
             model.close()
+            self._strikes.take_back()
             raise
         return model
 
