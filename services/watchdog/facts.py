@@ -72,6 +72,7 @@ class Camera(Struct, frozen=True):
 class Group(Struct, frozen=True):
     record: Record
     cameras: dict[str, Camera] = {}
+    gate_failed: str = ""  # why the updater finds that the candidate does not pass
 
 
 class Observation(Struct, frozen=True):

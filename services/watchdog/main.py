@@ -168,7 +168,7 @@ class Watchdog:
             for name in self._service.config.cameras_of(group)
             if (camera := self._rings[name].look(now)) is not None
         }
-        return Group(self._stores.record(group), cameras)
+        return Group(self._stores.record(group), cameras, self._stores.gate_failed(group))
 
     # -- doing -------------------------------------------------------------------------------
 

@@ -322,15 +322,16 @@ class _Step:
 
     def _judge_candidate(self, group: str, now: Group) -> bool:
         record, txn = now.record, now.record.txn
-        reason = self._no_candidate(group, record)
+        reason = self._no_candidate(group, now)
         if reason:
             return self._order(record, Transition(group, "abandon", reason=reason))
         if txn.phase is Phase.REQUESTED and self._ready(group, record, txn.lane):
             return self._order(record, Transition(group, "hand_over", txn.lane))
         return False
 
-    def _no_candidate(self, group: str, record: Record) -> str:
+    def _no_candidate(self, group: str, now: Group) -> str:
         """Why a candidate will not do; "" where it still may."""
+        record = now.record
         txn, name = record.txn, lane_name(group, record.txn.lane)
         settings = self._settings.groups[group]
         down, report = self._m.down.get(name), self._report(group, txn.lane)
@@ -338,6 +339,8 @@ class _Step:
         tried = slot is not None and not record.proven(txn.slot) and slot.tries == 0
         if report and report.refused and self._is_recorded(group, record, txn.lane):
             return report.refused
+        if now.gate_failed:
+            return now.gate_failed
         if record.lanes[txn.lane].slot != txn.slot:
             why = "its tries are used up" if tried else "it could not be loaded"
             return f"{why}; its lane went on without it"

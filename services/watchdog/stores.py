@@ -28,6 +28,7 @@ class Stores:
     def __init__(self, service: Service) -> None:
         self._service = service
         config, paths = service.config, service.paths
+        self._run = paths.run
         self._stores = {
             group: Store(paths, group, len(lanes(config, group)))
             for group in config.groups
@@ -52,6 +53,17 @@ class Stores:
             known = files, slots.fitted(self._stores[group].read(), self._lanes[group])
             self._read[group] = known
         return known[1]
+
+    def gate_failed(self, group: str) -> str:
+        """Why the updater finds that the candidate does not pass its gates; "" if it does not."""
+        slot = self.record(group).txn.slot
+        if not slot:
+            return ""
+        try:
+            named, _, reason = (self._run / f"gates-{group}").read_text().partition("\n")
+        except FileNotFoundError:
+            return ""
+        return reason.strip() if named == slot else ""
 
     def commit(self, order: Transition) -> bool:
         """Carry out an order, and announce it; False where it did not come to pass."""

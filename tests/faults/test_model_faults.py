@@ -227,6 +227,10 @@ def test_a_candidate_that_fails_its_proof_never_decides(line: Line, library: Pat
         again = line.system.vigil("install", str(bundle.with_suffix(".tar")), timeout_s=60)
         assert again.returncode == 1, "a bad release is not tried again"
         assert "bad" in again.stderr
+    # Without samples to fail on: the live lane, in whose shadow it runs, sees more.
+    line.device.write_text("FAKE_BLIND=1")
+    slot = line.offer(line.bundle(library, "[limits]\nagreement = 0.8\n"))
+    assert "agreement" in line.until_state(slot, SlotState.BAD).slots[slot].reason
     for bundle, reason in (
         (add_samples(line.bundle(None, limits), right=False), "accuracy"),
         (nan_bundle(line.folder / "nan"), "NaN"),

@@ -113,6 +113,7 @@ class Row:
     processes: dict[str, dict[str, Any]] = field(default_factory=dict)  # what differs from well
     observed: dict[str, Any] = field(default_factory=dict)
     cameras: dict[str, Camera] = field(default_factory=lambda: {"belt": Camera(200, 5)})
+    gate_failed: str = ""
 
 
 def fitting(record: Record) -> Settings:
@@ -151,7 +152,7 @@ def observation(row: Row) -> Observation:
     return Observation(
         **(fields | row.observed),
         processes=processes,
-        groups={"main": Group(row.record, row.cameras)},
+        groups={"main": Group(row.record, row.cameras, row.gate_failed)},
     )
 
 
@@ -358,6 +359,12 @@ ROWS = [
         ["abandon", "feed"],
         record=PROVING,
         processes={B: {"report": report(2, NEW, ready=False, refused="3 of 8"), "ready_ns": 0}},
+    ),
+    Row(
+        "candidate that does not pass the updater's gates",
+        ["abandon", "feed"],
+        record=PROVING,
+        gate_failed="agreement 0.2",
     ),
     Row(
         "a refusal of an earlier process is none of this one",
