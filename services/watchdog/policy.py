@@ -158,6 +158,8 @@ class _Step:
         slot = death.report.slot if death.report else record.lanes[limits.lane].slot
         if not record.proven(slot):
             return
+        if record.chain(after=slot) == PASS and _was_of_use(death.report):
+            return  # with nothing but pass-through behind it, a model that judges now and then stays
         known = self._m.deaths.get(death.name)
         earlier = known.at_ns if known and known.slot == slot else ()
         since = self._now - self._settings.watchdog.window_s * S
@@ -578,6 +580,11 @@ class _Step:
 
     def _incident(self, name: str, what: str, at_ns: int, report: LaneReport | None) -> None:
         self.actions.append(Incident(name, what, at_ns, report.run if report else 0))
+
+
+def _was_of_use(report: LaneReport | None) -> bool:
+    """Whether a lane that died had judged, or stood by ready to."""
+    return report is not None and report.ready and (report.judged > 0 or not report.live)
 
 
 def _copy(memory: Memory) -> Memory:

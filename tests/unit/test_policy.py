@@ -558,6 +558,28 @@ ROWS = [
         observed={"deaths": (Death(B, 101, NOW, False, "died", report(2, OLD)),)},
     ),
     Row(
+        "with only pass-through behind it, a model that judged between its deaths stays",
+        ["event process.died", f"incident {B}", "feed"],
+        record=record(b=FACTORY),
+        memory=Memory(
+            deaths={B: Deaths(FACTORY, tuple(NOW - i * S for i in range(5)))},
+            restores={"main": Restore(NOW + S, 1)},
+        ),
+        processes={B: gone(0)},
+        observed={"deaths": (Death(B, 101, NOW, False, "died", report(2, FACTORY)),)},
+    ),
+    Row(
+        "one that never got to judge gives way even to pass-through",
+        ["event process.died", f"incident {B}", "give_way b", f"incident {B}", "feed"],
+        record=record(b=FACTORY),
+        memory=Memory(
+            deaths={B: Deaths(FACTORY, tuple(NOW - i * S for i in range(5)))},
+            restores={"main": Restore(NOW + S, 1)},
+        ),
+        processes={B: gone(0)},
+        observed={"deaths": (Death(B, 101, NOW, False, "died", report(2, FACTORY, judged=0)),)},
+    ),
+    Row(
         "as many deaths, but not within the window",
         ["event process.died", f"incident {B}", "feed"],
         memory=Memory(deaths={B: Deaths(OLD, tuple(NOW - 61 * i * S for i in range(1, 6)))}),
