@@ -71,7 +71,7 @@ LARGE = {
         frames=(2,), candidates=("wrong",), budget=Budget(kill=1, stop=1, cont=1)
     ),
     "update, dies live": Scenario(
-        frames=(2,), candidates=(RUN,), budget=Budget(kill=1, orphan=1, suspect=1)
+        frames=(1,), candidates=(RUN,), budget=Budget(kill=1, suspect=1)
     ),
     "update, two cameras": Scenario(frames=(1, 1), candidates=("ok",), budget=Budget(kill=1)),
     "two updates": Scenario(frames=(1,), candidates=("ok", "ok"), budget=Budget(kill=2)),
