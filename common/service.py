@@ -89,15 +89,17 @@ class Service:
         wait: str = "",
         wait_s: float = 0.0,
         lane: LaneReport | None = None,
+        at_once: bool = False,
         **detail: str,
     ) -> None:
         """Tell that the loop turns: at most every BEAT_S, at once when the state changes.
 
         Args:
+            at_once: this can't wait.
             wait: what the process is about to wait for without progress, `wait_s` at the longest.
             detail: short words for `vigil status`.
         """
-        if not self.beat_due(state):
+        if not at_once and not self.beat_due(state):
             return
         now = time.monotonic_ns()
         self._last_beat = (now, state)

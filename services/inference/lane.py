@@ -57,6 +57,7 @@ class Lane:
         self._infer_ns = self._input_ns = self._interval_ns = 0.0  # running means
         self._recent_ns: deque[int] = deque(maxlen=RECENT)
         self._judged = self._failed = 0
+        self._judged_said = False
         self._failed_said_ns = 0
         self._taken_ns = self._warmed_ns = time.monotonic_ns()
         self._change: Callable[[], object] | None = None  # of the model, once no job runs
@@ -298,11 +299,14 @@ class Lane:
         if not self._jobs:
             state = ProcessState.WAITING
             wait = "frame" if self._live or self._seat.candidate else "a turn: it stands by"
-        if not self._service.beat_due(state):
+        first = self._judged > 0 and not self._judged_said  # worth telling at once: it judges
+        if not first and not self._service.beat_due(state):
             return
+        self._judged_said = self._judged > 0
         model = self._model
         self._service.beat(
             state,
+            at_once=first,
             wait=wait,
             wait_s=self._hang_s,
             lane=self._report(),

@@ -120,9 +120,9 @@ class Watchdog:
     # -- looking -----------------------------------------------------------------------------
 
     def _look(self) -> None:
-        deaths = tuple(map(self._processes.bury, self._fired & self._processes.fds.keys()))
-        for topic, body in self._bus.drain():
+        for topic, body in self._bus.drain():  # the last words of the dead among them
             self._hear(topic, body)
+        deaths = tuple(map(self._processes.bury, self._fired & self._processes.fds.keys()))
         now = time.monotonic_ns()
         if not deaths and now >= self._processes.ask_ns:
             self._processes.ask()

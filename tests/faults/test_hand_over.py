@@ -131,18 +131,7 @@ SCHEDULES = [
 ]
 
 
-OUT_OF_ORDER = (
-    "a lane that was overtaken in a newer ring ends with an AssertionError in Feed.decide"
-)
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [
-        pytest.param(Policy.LATEST, marks=pytest.mark.xfail(reason=OUT_OF_ORDER, strict=False)),
-        Policy.EVERY,
-    ],
-)
+@pytest.mark.parametrize("policy", [Policy.LATEST, Policy.EVERY])
 def test_rings_made_anew_while_lanes_change_places(paths: Paths, policy: Policy) -> None:
     for word, at in SCHEDULES:
         run(paths, policy, word, at)
