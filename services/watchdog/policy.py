@@ -159,7 +159,7 @@ class _Step:
         if not record.proven(slot):
             return
         if record.chain(after=slot) == PASS and _was_of_use(death.report):
-            return  # with nothing but pass-through behind it, a model that judges now and then stays
+            return  # with only pass-through behind it, a model that judges now and then stays
         known = self._m.deaths.get(death.name)
         earlier = known.at_ns if known and known.slot == slot else ()
         since = self._now - self._settings.watchdog.window_s * S
