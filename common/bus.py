@@ -16,7 +16,7 @@ from common.messages import Message
 
 QUEUE = 256  # messages kept for a slow reader at either end, then the newest are dropped
 _DRAIN = 4 * QUEUE
-_RECONNECT_MS = 100
+_RECONNECT_MS = 20  # a process that was started again is heard about as soon
 _decoders: dict[type[Message], msgspec.msgpack.Decoder[Message]] = {}
 
 

@@ -59,7 +59,7 @@ class Group(_Section, frozen=True):
     load_s: Seconds = 60.0  # from spawn to ready, model load and self-test included
     prove_s: Seconds = 600.0  # a candidate that has not passed its gates by then is bad
     shadow_frames: Annotated[int, Meta(ge=0)] = 100  # judged beside the live lane before hand-over
-    shadow_every: Positive = 5  # the shadow judges every so many frames
+    shadow_every: Positive = 10  # the shadow judges every so many frames
     soak_s: Seconds = 600.0  # watched so long after the hand-over, then it is known good
     memory_mb: Positive | None = None  # ceiling of a lane; None: a share of the machine's
 

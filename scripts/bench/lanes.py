@@ -55,6 +55,13 @@ class Processes:
         return self.all().get(name)
 
 
+def alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Lanes:
     """The record of the group `main`, and what its lanes say in their beats."""
 
@@ -71,12 +78,15 @@ class Lanes:
         return self.store.read()
 
     def report(self, lane: str) -> LaneReport | None:
+        """None too where the process that it is of is dead."""
         for topic, body in self._beats.drain():
             beat = bus.decode(topic, body)
             assert isinstance(beat, Beat)
             self._newest[beat.process] = beat
         newest = self._newest.get(lane_name("main", lane))
-        return newest.lane if newest else None
+        if newest is None or not alive(newest.pid):
+            return None
+        return newest.lane
 
     def ready(self, lane: str) -> bool:
         report, record = self.report(lane), self.record

@@ -32,6 +32,7 @@ PENDING_NS = 2_000_000  # a fence that could not be raised is tried again so soo
 WARM_S = 5.0  # a standby infers a grey picture so often, and less where that takes long
 WARM_SHARE = 50
 FAILED_EVENT_S = 10.0
+EAGER_S, EAGER_BEAT_S = 1.0, 0.05
 RECENT = 300  # inferences that the report's p99 is of
 
 
@@ -57,7 +58,8 @@ class Lane:
         self._infer_ns = self._input_ns = self._interval_ns = 0.0  # running means
         self._recent_ns: deque[int] = deque(maxlen=RECENT)
         self._judged = self._failed = 0
-        self._judged_said = False
+        self._judged_said = False  # worth telling at once: it does judge
+        self._tick_s = BEAT_S
         self._failed_said_ns = 0
         self._taken_ns = self._warmed_ns = time.monotonic_ns()
         self._change: Callable[[], object] | None = None  # of the model, once no job runs
@@ -75,16 +77,20 @@ class Lane:
     def run(self) -> None:
         """Until the process is asked to stop, or the record has another slot or run here."""
         self._worker.start()
-        due_ns = 0
+        due_ns, ready_ns = 0, time.monotonic_ns()
         while not self._service.stopping:
             now = time.monotonic_ns()
             if self._record_bell.heard() or now >= due_ns:  # files are the truth: look anyway
-                due_ns = now + round(BEAT_S * 1e9)
+                # Who does not hear a new process yet learns soon that it is ready.
+                self._tick_s = EAGER_BEAT_S if now - ready_ns < EAGER_S * 1e9 else BEAT_S
+                due_ns = now + round(self._tick_s * 1e9)
                 self._seat.refresh()
                 if not self._seat.mine:
                     break
                 self._follow()
-            self._beat()
+                self._beat()
+            elif self._judged and not self._judged_said:
+                self._beat()
             while self._jobs and (job := self._worker.finished()):
                 self._finish(job)
             if self._change is not None and not self._jobs:
@@ -94,11 +100,11 @@ class Lane:
             elif self._seat.candidate and self._model is not None:
                 if (lost := self._shadow.judge(self._model)) is not None:
                     self._lost(lost)
-                self._working.poll(round(BEAT_S * 1000))
+                self._working.poll(round(self._tick_s * 1000))
                 self._heard()
             else:
                 self._keep_warm()
-                self._standing_by.poll(round(BEAT_S * 1000))
+                self._standing_by.poll(round(self._tick_s * 1000))
         self._worker.stop()
         while job := self._worker.finished():
             self._finish(job)
@@ -209,7 +215,7 @@ class Lane:
         if self._live and any(feed.pending for feed in self._feeds):
             self._follow_cameras()
             return PENDING_NS
-        return round(BEAT_S * 1e9)
+        return round(self._tick_s * 1e9)
 
     def _take(self, feed: Feed, sequence: int) -> None:
         """Pre-process a camera's frame and have it inferred, unless it is torn."""
@@ -299,14 +305,11 @@ class Lane:
         if not self._jobs:
             state = ProcessState.WAITING
             wait = "frame" if self._live or self._seat.candidate else "a turn: it stands by"
-        first = self._judged > 0 and not self._judged_said  # worth telling at once: it judges
-        if not first and not self._service.beat_due(state):
-            return
         self._judged_said = self._judged > 0
         model = self._model
         self._service.beat(
             state,
-            at_once=first,
+            at_once=True,
             wait=wait,
             wait_s=self._hang_s,
             lane=self._report(),
