@@ -71,12 +71,7 @@ class Watchdog:
         self._health_ns = self._looked_ns = self._listening_ns = self._wake_ns = 0
         self._said_ns: dict[str, int] = {}
         self._notify = Notify()
-        self._hardware = None
-        if config.watchdog.device:
-            self._hardware = Hardware(config.watchdog.device, config.watchdog.timeout_s)
-            if self._hardware.timeout_s != config.watchdog.timeout_s:
-                text = self._hardware.differs
-                service.event("watchdog.timeout", Severity.WARNING, text)
+        self._hardware = _hardware(service)
         endpoints = map(paths.endpoint, self._settings.processes)
         self._bus = bus.Subscriber(service.context, endpoints, ["beat/"])
         self._poll = select.poll()
@@ -265,6 +260,21 @@ class Watchdog:
         self._processes.close()
         for rings in self._rings.values():
             rings.close()
+
+
+def _hardware(service: Service) -> Hardware | None:
+    """A device that is not there, or refuses, is said; recovery needs none."""
+    watchdog = service.config.watchdog
+    if watchdog.device is None:
+        return None
+    try:
+        hardware = Hardware(watchdog.device, watchdog.timeout_s)
+    except StorageError as error:
+        service.event("watchdog.no_device", Severity.CRITICAL, str(error))
+        return None
+    if hardware.timeout_s != watchdog.timeout_s:
+        service.event("watchdog.timeout", Severity.WARNING, hardware.differs)
+    return hardware
 
 
 def _remembered(paths: Paths) -> Memory:
