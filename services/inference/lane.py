@@ -149,6 +149,7 @@ class Lane:
             engines.want_accelerator()
             if (model := engines.retry()) is not None:
                 self._change = lambda: engines.adopt(model)
+        announce(self._service, engines)
 
     def _follow_cameras(self) -> None:
         for feed in self._feeds:

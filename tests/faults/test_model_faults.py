@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +68,10 @@ class Line:
         self.journal.until_more(1)
         self._release = 1
 
+    def close(self) -> None:
+        self.journal.stop()
+        self.lanes.close()
+
     @property
     def record(self) -> Record:
         return self.store.read()
@@ -125,7 +129,6 @@ class Line:
     def stop(self) -> list[Result]:
         """In good order; every frame was judged once, without a gap."""
         self.journal.until_more(10)
-        self.lanes.close()
         account = self.system.stop()["cameras"]["belt"]
         results = self.journal.stop()
         sequences = [result.sequence for result in results]
@@ -150,8 +153,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def line(system: Start, paths: Paths, tmp_path: Path, device: Path) -> Line:
-    return Line(system, paths, tmp_path, device)
+def line(system: Start, paths: Paths, tmp_path: Path, device: Path) -> Iterator[Line]:
+    one = Line(system, paths, tmp_path, device)
+    yield one
+    one.close()
 
 
 def add_samples(bundle: Path, *, right: bool = True) -> Path:
@@ -376,14 +381,19 @@ class TestAccelerator:
     @pytest.fixture
     def start(
         self, system: Start, paths: Paths, tmp_path: Path, device: Path, library: Path
-    ) -> Callable[..., Line]:
+    ) -> Iterator[Callable[..., Line]]:
+        started: list[Line] = []
+
         def start(memory_mb: int = 2000, **options: bool) -> Line:
             bundle = fake_delegate.bundle(tmp_path / "bundle", library, **options)
             config = CONFIG.replace("MODEL", str(bundle))
             config = config.replace("load_s", f"memory_mb = {memory_mb}\nload_s")
-            return Line(system, paths, tmp_path, device, config)
+            started.append(Line(system, paths, tmp_path, device, config))
+            return started[-1]
 
-        return start
+        yield start
+        for one in started:
+            one.close()
 
     def test_gone_and_back(self, start: Callable[..., Line]) -> None:
         line = start(exclusive=True)
