@@ -4,8 +4,8 @@ One 640x480 virtual camera, drawn live at 15/s, and a LiteRT MobileNet (the shar
 it is at hand, else the factory model), after some seconds of results. Shared pages, the ring's
 among them, are divided by the kernel between the processes that map them (/proc/PID/smaps_rollup).
 
-Keys: pss_mb by process; capture_inference_mb, the two together; total_mb with supervisord; and
-one_script_mb, what one process takes that only reads a video and runs the same model on it, with
+Keys: pss_mb by process; capture_inference_mb, capture and one lane; one_lane_mb and two_lanes_mb,
+everything with supervisord; watchdog_cpu_percent of a core; and one_script_mb, what one process takes that only reads a video and runs the same model on it, with
 the same libraries and nothing of Vigil.
 """
 
@@ -14,11 +14,13 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 
 from common.paths import PROJECT, Paths
+from scripts.bench.lanes import Lanes, Processes
 from scripts.bench.running import result_rate, running
 
 MOBILENET = PROJECT.parent / "shared/data/models/tflite/mobilenet_v2_1.0_224_quant.tflite"
@@ -89,20 +91,29 @@ def main() -> None:
     model = "{model.absolute()}"
     runtime = "litert"
     """
-    rounds = []
+    rounds: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    shares = []
     for _ in range(arguments.rounds):
-        with running(config) as paths:
-            result_rate(paths, "bench", arguments.seconds)
-            rounds.append(pss_mb(paths))
-        print({name: round(value, 1) for name, value in rounds[-1].items()})
-    median = {name: statistics.median(row[name] for row in rounds) for name in rounds[0]}
-    services = sum(value for name, value in median.items() if name != "supervisord")
+        for lanes, rows in rounds.items():
+            with running(f"{config}lanes = {lanes}\n") as paths:
+                Lanes(paths, lanes).until_standby()
+                watchdog = Processes(paths).all()["watchdog"]
+                before, started = sum(watchdog.cpu_times()[:2]), time.monotonic()
+                result_rate(paths, "bench", arguments.seconds)
+                used = sum(watchdog.cpu_times()[:2]) - before
+                shares.append(100 * used / (time.monotonic() - started))
+                rows.append(pss_mb(paths))
+            print({name: round(value, 1) for name, value in rows[-1].items()})
+    median = {name: statistics.median(row[name] for row in rounds[2]) for name in rounds[2][0]}
     alone = one_script_mb()
+    both = median["capture-bench"] + statistics.median(r["inference-main-a"] for r in rounds[1])
     report = {
         "model": model.name,
         "pss_mb": {name: round(value, 1) for name, value in median.items()},
-        "capture_inference_mb": round(services, 1),
-        "total_mb": round(services + median["supervisord"], 1),
+        "capture_inference_mb": round(both, 1),
+        "one_lane_mb": round(statistics.median(sum(row.values()) for row in rounds[1]), 1),
+        "two_lanes_mb": round(statistics.median(sum(row.values()) for row in rounds[2]), 1),
+        "watchdog_cpu_percent": round(statistics.median(shares), 2),
         "one_script_mb": None if alone is None else round(alone, 1),
     }
     print(json.dumps(report))
