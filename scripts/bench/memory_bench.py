@@ -5,8 +5,9 @@ it is at hand, else the factory model), after some seconds of results. Shared pa
 among them, are divided by the kernel between the processes that map them (/proc/PID/smaps_rollup).
 
 Keys: pss_mb by process; capture_inference_mb, capture and one lane; one_lane_mb and two_lanes_mb,
-everything with supervisord; watchdog_cpu_percent of a core; and one_script_mb, what one process takes that only reads a video and runs the same model on it, with
-the same libraries and nothing of Vigil.
+everything with supervisord; watchdog_cpu_percent of a core; and one_script_mb, what one process
+takes that only reads a video and runs the same model on it, with the same libraries and nothing of
+Vigil.
 """
 
 import argparse
