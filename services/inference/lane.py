@@ -116,13 +116,12 @@ class Lane:
             wait_ns = self._prepare()
         return -(-wait_ns // 1_000_000)
 
-    def _heard(self) -> int:
-        """1 if capture has rung, then rings that are new are looked for too; else 0."""
-        if not self._bell.heard():
-            return 0
-        if self._live and any(feed.ring is None for feed in self._feeds):
+    def _heard(self) -> bool:
+        """Whether capture has rung; if so, rings that are new are looked for too."""
+        heard = self._bell.heard()
+        if heard and self._live and any(feed.ring is None for feed in self._feeds):
             self._follow_cameras()
-        return 1
+        return heard
 
     # -- the record and the model ------------------------------------------------------------
 

@@ -236,7 +236,7 @@ def in_the_engine(paths: Paths, attempt: int, frame: int) -> int | None:
 
 def slow_classifier(folder: Path) -> Path:
     """A bundle: half a second an inference or more, so that a kill finds a frame in the engine."""
-    size, steps = 1024, 40
+    size, steps = 1024, 30
     nodes: list[Any] = [
         ("ReduceMean", ["x"], ["mean"], {"keepdims": 0}),
         ("Mul", ["mean", "w"], ["m0"], {}),
