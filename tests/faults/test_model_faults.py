@@ -384,9 +384,10 @@ class TestAccelerator:
     ) -> Iterator[Callable[..., Line]]:
         started: list[Line] = []
 
-        def start(memory_mb: int = 2000, **options: bool) -> Line:
+        def start(memory_mb: int = 2000, camera: str = "", **options: bool) -> Line:
             bundle = fake_delegate.bundle(tmp_path / "bundle", library, **options)
             config = CONFIG.replace("MODEL", str(bundle))
+            config = config.replace('source = "virtual"', camera or 'source = "virtual"')
             config = config.replace("load_s", f"memory_mb = {memory_mb}\nload_s")
             started.append(Line(system, paths, tmp_path, device, config))
             return started[-1]
@@ -434,6 +435,30 @@ class TestAccelerator:
         assert sum(result.validity == Validity.FAILED for result in results) <= 1
         assert {r.validity for r in results[-60:]} == {Validity.DEGRADED}
         assert {result.model for result in results} == {"accelerated"}
+
+    def test_one_frame_that_kills_whoever_judges_it(
+        self, start: Callable[..., Line], tmp_path: Path
+    ) -> None:
+        """It kills both lanes, is committed as failed, and not tried a third time."""
+        pictures = tmp_path / "pictures"
+        pictures.mkdir()
+        for index in range(90):
+            picture, _ = Scene(640, 480, seed=3).render(index)
+            if index == 60:
+                picture[:40, :40] = (255, 0, 255)
+            cv2.imwrite(str(pictures / f"{index:03}.png"), picture)
+        line = start(camera=f'source = "folder"\npath = "{pictures}"\nloop = false')
+        line.device.write_text("FAKE_CRASH=frame")
+        until(lambda: line.journal.results[-1].sequence == 90, 30, "all are judged")
+        line.journal.stop()
+        line.system.stop()
+        results = line.journal.results
+        failed = [result.sequence for result in results if result.validity == Validity.FAILED]
+        assert failed == [61]
+        assert "killed the process twice" in results[60 - results[0].sequence + 1].reason
+        assert [r.sequence for r in results] == list(range(results[0].sequence, 91))
+        assert len(set(line.lanes.record.slots)) == 0, "the model is not blamed"
+        assert line.record.known_good == FACTORY
 
     def test_a_leak_in_a_native_library(self, start: Callable[..., Line]) -> None:
         """A planned restart in good time: the other lane takes over first, no frame is lost."""
