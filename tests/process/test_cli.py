@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -291,6 +292,8 @@ def test_interrupt(capture: subprocess.Popen[bytes]) -> None:
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell's background job, which this may be part of, ignores SIGINT.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as rate:
         assert rate.stdout is not None
         assert rate.stderr is not None
