@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.account import Account
+from common.config import load
 from common.frames import Ring, generations
 from common.paths import PROJECT, Paths
+from scripts.bench.lanes import Lanes
 
 START_S = 60.0
 
 
 @contextmanager
 def running(config: str) -> Iterator[Paths]:
-    """Start it, wait for the first valid result, stop it at the end."""
+    """Start it, wait for the first valid result and a standby, stop it at the end."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "vigil.toml").write_text(config)
@@ -40,7 +42,12 @@ def running(config: str) -> Iterator[Paths]:
                     break
             else:
                 raise RuntimeError("".join(said))
-            yield Paths.under(root)
+            paths = Paths.under(root)
+            # The standby's start is a load that a running system does not have.
+            lanes = Lanes(paths, load(root / "vigil.toml").groups["main"].lanes)
+            lanes.until_standby()
+            lanes.close()
+            yield paths
         finally:
             runner.terminate()
             runner.communicate()
