@@ -8,7 +8,7 @@ from common.messages import LaneReport
 from common.slots import Record
 from common.states import Phase
 
-# In the shadow it runs at low priority beside the live lane; alone it kept its limit (self-test).
+# In the shadow it shares the machine with the live lane; its self-test has held it to its limit.
 SHADOW_SLACK = 2.0
 
 Limits = dict[str, float]
