@@ -172,7 +172,8 @@ def test_a_frame_that_kills_two_lanes(system: Start, paths: Paths, tmp_path: Pat
     lanes.until_standby()
     for attempt in (1, 2):
         lane = until(lambda: line.process(f"inference-main-{lanes.record.live}"), 30, "a live lane")
-        frame = until(partial(in_the_engine, paths, attempt, frame), 30, "a frame in the engine")
+        caught = partial(stopped_in_the_engine, lane, paths, attempt, frame)
+        frame = until(caught, 30, "a frame in the engine")
         lane.kill()
         lane.wait()
     until(lambda: len(journal.results) > frame, 60, "the next frame is judged")
@@ -226,12 +227,18 @@ def test_a_model_that_cannot_judge_a_frame(system: Start, paths: Paths, tmp_path
     assert (account["inferred"], account["failed"], account["in_flight"]) == (3, 2, 0)
 
 
-def in_the_engine(paths: Paths, attempt: int, frame: int) -> int | None:
-    """The frame that is in the engine for that attempt (`frame` from the second on)."""
+def stopped_in_the_engine(
+    lane: psutil.Process, paths: Paths, attempt: int, frame: int
+) -> int | None:
+    """The frame that is in the engine for that attempt (`frame` from the second on). The lane stands
+    still then: it can't decide the frame before it is killed."""
+    lane.suspend()
     with Ring.open(paths.rings, paths.accounts, "belt", 1) as ring:
         tried, count = ring.attempted
-        now = tried > ring.decided and count == attempt and frame in (0, tried)
-        return tried if now else None
+        if tried > ring.decided and count == attempt and frame in (0, tried):
+            return tried
+    lane.resume()
+    return None
 
 
 def slow_classifier(folder: Path) -> Path:
