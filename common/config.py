@@ -13,26 +13,51 @@ from msgspec import Meta
 
 from common.errors import ConfigError
 from common.paths import PROJECT
-from common.sources import SOURCES
+from common.sources import PLACES, SOURCES
 from common.states import Policy
 
 NAME = "[a-z0-9][a-z0-9_-]{0,31}"
+_NAMES = "a name of a-z, 0-9, _ and -, at most 32"
 Pixels = Annotated[int, Meta(ge=16, le=16384)]
 Rate = Annotated[float, Meta(gt=0, le=1000)]
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Positive = Annotated[int, Meta(gt=0)]
+Grey = Annotated[float, Meta(ge=0, le=255)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Point = tuple[float, float]  # x, y in pixels of the camera's own full picture
+Polygon = Annotated[tuple[Point, ...], Meta(min_length=3, max_length=64)]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
+class Zone(_Section, frozen=True):
+    """[cameras.NAME.zones.NAME]: results name it where an item's anchor lies in it."""
+
+    points: Polygon
+    anchor: Literal["center", "bottom"] = "center"  # of the box: its middle, or where it stands
+
+
+class TriggerOptions(_Section, frozen=True):
+    """[cameras.NAME.trigger]: only frames that a trigger asks for are taken, one for each."""
+
+    by: Literal["message", "motion"]
+    delay_s: Annotated[float, Meta(ge=0, le=60)] = 0.0  # from the trigger to the frame
+    zone: str | None = None  # motion: what is watched; None: the whole picture
+    share: Share = 0.05  # motion: of the watched pixels that have to differ
+    level: Grey = 25.0  # motion: grey levels that a pixel has to differ by
+
+
 class Camera(_Section, frozen=True):
     """[cameras.NAME]"""
 
     source: str
-    path: str | None = None  # video file or folder, relative to vigil.toml
-    size: tuple[Pixels, Pixels] | None = None  # width, height; a file's own where left out
+    path: str | None = None  # video, folder, recording; relative to vigil.toml
+    device: str | None = None  # v4l2: /dev/video0, or a link of /dev/v4l/by-id
+    url: str | None = None  # rtsp, mjpeg; may hold user:password, which no message ever shows
+    pipeline: str | None = None  # gstreamer: as gst-launch takes it, without a sink
+    size: tuple[Pixels, Pixels] | None = None  # width, height; the source's own where left out
     fps: Rate | Literal["source", "max"] = "source"
     loop: bool = True
     policy: Policy = Policy.LATEST
@@ -43,6 +68,24 @@ class Camera(_Section, frozen=True):
     prerender: Annotated[int, Meta(ge=0, le=1000)] = 0  # virtual: repeat so many frames
     gaps: Annotated[float, Meta(ge=0, le=1)] | None = None  # virtual: share of empty places
     memory_mb: Positive | None = None  # ceiling of the process; None: a share of the machine's
+    recorded: str | None = None  # recording: which camera of it; None: of the same name
+    format: Annotated[str, Meta(min_length=4, max_length=4)] | None = None  # v4l2: MJPG, YUYV ...
+    controls: dict[str, int | bool | str] = {}  # v4l2: {exposure_time_absolute = 100}
+    transport: Literal["tcp", "udp"] = "tcp"  # rtsp
+    open_s: Seconds = 5.0  # to connect, first frame included
+    no_frame_s: Seconds = 2.0  # without a frame for so long: stalled
+    lost_s: Seconds = 10.0  # and for so long: the connection is given up and made anew
+    reconnect_max_s: Seconds = 15.0  # longest pause between two tries
+    frozen_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0  # the same frame for so long; 0: never
+    dark_level: Grey | None = None  # mean brightness under it: dark. None: 8 if live, else 0
+    dark_spread: Grey | None = None  # standard deviation under it: covered. None: 2 if live, else 0
+    rotate: Literal[0, 90, 180, 270] = 0  # degrees clockwise, after the crop
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"  # after the rotation
+    crop: tuple[int, int, Positive, Positive] | None = None  # x, y, width, height
+    scale: Share = 1.0
+    masks: tuple[Polygon, ...] = ()  # blackened before anybody sees the picture
+    zones: dict[str, Zone] = {}
+    trigger: TriggerOptions | None = None
 
 
 class Group(_Section, frozen=True):
@@ -148,10 +191,24 @@ def _check_camera(file: "_File", config: Config, name: str, camera: Camera) -> N
     kind = SOURCES.get(camera.source)
     if kind is None:
         raise file.error((*at, "source"), camera.source, f"one of {', '.join(SOURCES)}")
-    if kind.needs_path and camera.path is None:
-        raise file.error((*at, "source"), camera.source, "a path beside it")
-    if not kind.needs_path and camera.path is not None:
-        raise file.error((*at, "path"), camera.path, f"no path: a {kind.name} camera has none")
+    for place in PLACES:
+        value = getattr(camera, place)
+        if place == kind.place and value is None:
+            raise file.error((*at, "source"), camera.source, f"a {place} beside it")
+        if place != kind.place and value is not None:
+            raise file.error((*at, place), value, f"no {place}: a {kind.name} camera has none")
+    defaults = Camera(kind.name)
+    for other in SOURCES.values():
+        for key in set(other.keys) - set(kind.keys):
+            if (value := getattr(camera, key)) != getattr(defaults, key):
+                raise file.error((*at, key), value, f"no {key}: only a {other.name} camera has one")
+    for zone in camera.zones:
+        if not re.fullmatch(NAME, zone):
+            raise file.error((*at, "zones", zone), zone, _NAMES)
+    trigger = camera.trigger
+    if trigger and trigger.zone and trigger.zone not in camera.zones:
+        known = ", ".join(camera.zones) or "none: there is no [cameras.NAME.zones.NAME]"
+        raise file.error((*at, "trigger", "zone"), trigger.zone, f"one of the zones, {known}")
     if camera.group not in config.groups:
         raise file.error((*at, "group"), camera.group, f"one of {', '.join(config.groups)}")
 
@@ -172,7 +229,7 @@ class _File:
         rows = {}
         for name, table in tree[section].items():
             if not re.fullmatch(NAME, name):
-                raise self.error((section, name), name, "a name of a-z, 0-9, _ and -, at most 32")
+                raise self.error((section, name), name, _NAMES)
             if not isinstance(table, dict):
                 raise self.error((section, name), table, f"a table [{section}.{name}]")
             rows[name] = self._convert((section, name), table, row)

@@ -5,7 +5,7 @@ size changes. It has one writer (capture) and any readers. Sequence numbers are 
 1 and go on across rings. Files are the truth: a message only says that there is something to read.
 
     header    words of 64 bits, those of different writers on cache lines of their own
-    slots     a line each: sequence (0 while it is written), captured_ns, filled_ns
+    slots     a line each: sequence (0 while it is written), captured_ns, filled_ns, sight, trigger
     journal   W entries: sequence, epoch, run, slot, length, bytes of the result
     pixels    slots x picture, uint8, rows x columns x channels (BGR), page aligned
 
@@ -25,10 +25,11 @@ from typing import Self
 
 from common.account import COUNTS, Account, Order, Totals, allocate, map_file
 from common.errors import FencedError, RingError, RingFullError, RingGoneError
-from common.states import Policy
+from common.geometry import View
+from common.states import Policy, Sight
 
 MAGIC = int.from_bytes(b"VIGILRNG", "little")
-LAYOUT = 1
+LAYOUT = 2
 JOURNAL = 128  # entries
 ENTRY_BYTES = 8192
 ENTRY_HEAD = 5 * 8
@@ -45,6 +46,7 @@ _WRITTEN, _SUCCESSOR = 2 * _LINE, 2 * _LINE + 1  # capture
 _FENCE = 3 * _LINE  # the lane going live, under the lock
 _DECIDED = 4 * _LINE  # the lane holding the fence, under the lock
 _ATTEMPT, _ATTEMPTS = 5 * _LINE, 5 * _LINE + 1  # the same lane, before it infers
+_VIEW = 6 * _LINE  # full width and height, then six doubles
 _SLOT_LINES = 8 * _LINE
 
 
@@ -57,6 +59,7 @@ class Shape:
     channels: int = 3
     slots: int = 4
     policy: Policy = Policy.LATEST
+    view: View | None = None  # how it lies in the camera's full picture; None: it is that
 
     @property
     def picture_bytes(self) -> int:
@@ -118,7 +121,9 @@ class Ring:
             raise RingError(f"{path}: not a ring of layout {LAYOUT}; remove it and restart capture")
         self.generation = words[_GENERATION]
         policy = _POLICIES[words[_POLICY] % len(_POLICIES)]
-        self.shape = Shape(words[_WIDTH], words[_HEIGHT], words[_CHANNELS], words[_SLOTS], policy)
+        view = View.unpack(self._bytes[_VIEW * 8 : (_VIEW + _LINE) * 8])
+        size_of = words[_WIDTH], words[_HEIGHT], words[_CHANNELS], words[_SLOTS]
+        self.shape = Shape(*size_of, policy, view)
         named = f"{self.generation}" == generation and _POLICIES.index(policy) == words[_POLICY]
         if not named or not self.shape.slots or self.shape.file_bytes != size:
             raise RingError(f"{path}: its header contradicts its name or size; remove it")
@@ -154,6 +159,8 @@ class Ring:
             ]  # fmt: skip
             head[_BASE] = head[_WRITTEN] = head[_DECIDED] = base
             os.pwrite(fd, b"".join(word.to_bytes(8, "little") for word in head), 0)
+            if shape.view is not None:
+                os.pwrite(fd, shape.view.pack(), _VIEW * 8)
             Totals(accounts / camera, writable=True).close()  # who finds a ring finds its account
         except BaseException:
             new.unlink()
@@ -266,11 +273,14 @@ class Ring:
         self._order()
         return self._picture(sequence)
 
-    def publish(self, captured_ns: int, filled_ns: int) -> int:
+    def publish(
+        self, captured_ns: int, filled_ns: int, sight: Sight = Sight.CLEAR, trigger: int = 0
+    ) -> int:
         """Hand over the slot that `begin` gave; returns its sequence number."""
         sequence = self.written + 1
         line = self._line(sequence)
         self._words[line + 1], self._words[line + 2] = captured_ns, filled_ns
+        self._words[line + 3], self._words[line + 4] = sight, trigger
         self._order()
         self._words[line] = sequence
         self._order()
@@ -296,6 +306,11 @@ class Ring:
         """captured_ns and filled_ns of a slot; valid if `intact` afterwards."""
         line = self._line(sequence)
         return self._words[line + 1], self._words[line + 2]
+
+    def marks(self, sequence: int) -> tuple[Sight, int]:
+        """What capture says of the frame, and the trigger it answers (0: none); as `times`."""
+        line = self._line(sequence)
+        return Sight(self._words[line + 3]), self._words[line + 4]
 
     def entry(self, sequence: int) -> Entry | None:
         """The decision on `sequence`, or None where it has none (skipped) or has no more."""

@@ -22,6 +22,7 @@ class Item(Message, frozen=True):
     score: float  # 0..1
     index: int  # the class's index as the model counts
     box: tuple[float, float, float, float] | None = None
+    zones: tuple[str, ...] = ()  # of the camera, that hold its anchor
 
 
 class Stages(Message, frozen=True):
@@ -42,6 +43,8 @@ class Frame(Message, frozen=True):
     sequence: int
     captured_ns: int
     filled_ns: int
+    sight: int = 0  # states.Sight
+    trigger: int = 0  # id of the trigger that it answers; 0: none
 
 
 class Result(Message, frozen=True):
@@ -63,6 +66,7 @@ class Result(Message, frozen=True):
     stages: Stages
     items_cut: int = 0  # items of lowest score left out to fit the journal
     reason: str = ""  # why it is not valid
+    trigger: int = 0  # id of the trigger that it answers; 0: none
 
 
 class TruthItem(Message, frozen=True):
@@ -78,6 +82,33 @@ class Truth(Message, frozen=True):
     ring: int
     sequence: int
     items: tuple[TruthItem, ...]
+
+
+class Trigger(Message, frozen=True):
+    """`trigger/<cam>`: inspect now. Sent to capture without the last three, which it fills in."""
+
+    id: int  # of the part, 1 to 2**63-1; one that was seen before is not inspected again
+    at_ns: int  # when the part was there
+    ring: int = 0
+    sequence: int = 0  # the frame that answers; 0: none does
+    reason: str = ""  # why none does
+
+
+class CameraReport(Message, frozen=True):
+    """What capture says of its camera in its beat."""
+
+    state: str  # states.CameraState
+    since_ns: int
+    reason: str = ""  # why it does not stream
+    format: str = ""  # as negotiated: "1280x720 MJPG 30/s"
+    problem: str = ""  # of its configuration: a zone outside the picture
+    per_s: float = 0.0  # frames that came from it, taken or not
+    reconnects: int = 0
+    skipped: int = 0  # frames passed over before decoding, to keep the rate asked
+    brightness: float = 0.0  # mean of the newest picture, 0..255
+    spread: float = 0.0  # its standard deviation
+    triggers: int = 0  # answered by a frame
+    triggers_missed: int = 0
 
 
 class LaneReport(Message, frozen=True):
@@ -109,6 +140,7 @@ class Beat(Message, frozen=True):
     detail: dict[str, str] = {}  # msgspec copies defaults; e.g. camera state
     progressed_ns: int = 0  # when `progress` last grew
     lane: LaneReport | None = None
+    camera: CameraReport | None = None
 
 
 class Event(Message, frozen=True):

@@ -75,6 +75,10 @@ class Paths:
             )
         return f"ipc://{path}"
 
+    def trigger(self, camera: str) -> str:
+        """ZeroMQ address where capture takes triggers (PULL); any number of processes PUSH."""
+        return self.endpoint(f"trigger-{camera}")
+
     def bell(self, process: str) -> Path:
         return self.run / f"{process}.bell"
 

@@ -7,15 +7,49 @@ from dataclasses import dataclass
 class SourceKind:
     name: str
     factory: str  # module:class, imported only by the capture process that uses it
-    needs_path: bool
+    place: str  # key of vigil.toml that says where it is; "": it has none
     live: bool  # goes on while the ring is full (overrun), unless at fps = "max"; others wait
+    keys: tuple[str, ...] = ()  # of vigil.toml, that only such a camera knows
 
 
 SOURCES = {
     kind.name: kind
     for kind in (
-        SourceKind("virtual", "services.capture.virtual:VirtualSource", False, True),
-        SourceKind("video", "services.capture.video:VideoSource", True, False),
-        SourceKind("folder", "services.capture.folder:FolderSource", True, False),
+        SourceKind(
+            "virtual",
+            "services.capture.virtual:VirtualSource",
+            "",
+            live=True,
+            keys=("seed", "prerender", "gaps"),
+        ),
+        SourceKind("video", "services.capture.video:VideoSource", "path", live=False),
+        SourceKind("folder", "services.capture.folder:FolderSource", "path", live=False),
+        SourceKind(
+            "recording",
+            "services.capture.recording:RecordingSource",
+            "path",
+            live=False,
+            keys=("recorded",),
+        ),
+        SourceKind(
+            "v4l2",
+            "services.capture.v4l2:V4l2Source",
+            "device",
+            live=True,
+            keys=("format", "controls"),
+        ),
+        SourceKind(
+            "rtsp",
+            "services.capture.stream:StreamSource",
+            "url",
+            live=True,
+            keys=("transport",),
+        ),
+        SourceKind("mjpeg", "services.capture.stream:StreamSource", "url", live=True),
+        SourceKind(
+            "gstreamer", "services.capture.gstreamer:GstreamerSource", "pipeline", live=True
+        ),
     )
 }
+
+PLACES = ("path", "device", "url", "pipeline")

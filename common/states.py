@@ -1,6 +1,6 @@
 """The words for states, as they appear in messages, files and logs. Imports nothing of Vigil."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class Validity(StrEnum):
@@ -24,10 +24,21 @@ class ProcessState(StrEnum):
 
 
 class CameraState(StrEnum):
-    CONNECTING = "connecting"
+    CONNECTING = "connecting"  # for the first time
     STREAMING = "streaming"
+    STALLED = "stalled"  # connected, and no frame comes
+    FROZEN = "frozen"  # frames come, and are always the same
+    DARK = "dark"  # frames come, and show nothing: too dark, or covered
+    LOST = "lost"  # not connected; tried again with a growing pause
     ENDED = "ended"  # a file that is not looped was read to its end
-    LOST = "lost"
+
+
+class Sight(IntEnum):
+    """What capture says of a frame, as a word in the ring. Who is blind is not judged."""
+
+    CLEAR = 0
+    FROZEN = 1
+    DARK = 2
 
 
 class Policy(StrEnum):

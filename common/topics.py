@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.messages import Beat, Event, Frame, Health, Message, Result, Truth
+from common.messages import Beat, Event, Frame, Health, Message, Result, Trigger, Truth
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ TOPICS = (
     Topic("result", "camera", "inference", Result, "fps", "nothing: the journal has the results"),
     Topic("shadow", "camera", "inference", Result, None, "what a candidate would have decided"),
     Topic("truth", "camera", "capture", Truth, "fps", "ground truth of those frames"),
+    Topic("trigger", "camera", "capture", Trigger, None, "which frame answered a trigger"),
     Topic("beat", "process", "any", Beat, 1.0, "older beats: only the newest counts"),
     Topic("health", "", "watchdog", Health, 0.2, "older ones: only the newest counts"),
     Topic("event", "", "any", Event, None, "the announcement: the log has the event"),

@@ -7,12 +7,12 @@ import cv2
 
 from common.config import Camera
 from common.errors import SourceError
-from services.capture.source import Format, Picture, Stamp, deliver
+from services.capture.source import Format, Picture, Ready, Stamp, deliver
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
-class FolderSource:
+class FolderSource(Ready):
     def __init__(self, camera: Camera, path: Path) -> None:
         self._path = path
         self._loop = camera.loop

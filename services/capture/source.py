@@ -16,9 +16,17 @@ Picture = NDArray[np.uint8]  # rows x columns x 3, BGR
 
 @dataclass(frozen=True)
 class Format:
+    """What was agreed with the source."""
+
     width: int
     height: int
     fps: float | None  # the source's own rate, where it has one
+    name: str = ""  # how pictures come: "MJPG", "YUYV", "h264"
+    raw: bool = False  # uncompressed, noise and all: a live picture never repeats exactly
+
+    def __str__(self) -> str:
+        rate = f"{self.fps:g}/s" if self.fps else ""
+        return " ".join(filter(None, (f"{self.width}x{self.height}", self.name, rate)))
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Stamp:
 
     captured_ns: int  # CLOCK_MONOTONIC; the driver's where it gives one, else before decoding
     truth: tuple[TruthItem, ...] | None = None
+    mark: int | None = None  # the source's own count or time of it: a frozen one repeats it
 
 
 class SizeChangedError(Exception):
@@ -38,8 +47,25 @@ class SizeChangedError(Exception):
 
 
 class Source(Protocol):
+    """After a SourceError it is closed, and may be opened again, any number of times.
+
+    No call takes longer than `camera.open_s` (open) or about half a second (the others).
+    """
+
     def open(self) -> Format:
-        """Raises: SourceError: it can't be opened."""
+        """Raises: SourceError: it can't be opened; the text shows no password."""
+        ...
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether a picture, or the end, is there for `read` or `skip`, by then.
+
+        Raises:
+            SourceError: the source is gone.
+        """
+        ...
+
+    def skip(self) -> None:
+        """Pass over the picture that `wait` told of, undecoded where the codec allows it."""
         ...
 
     def read(self, into: Picture) -> Stamp | None:
@@ -51,7 +77,19 @@ class Source(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give everything back; also where `open` failed, and twice."""
+        ...
+
+
+class Ready:
+    """Base of sources that are asked when a picture is wanted: one is always there."""
+
+    def wait(self, timeout_s: float) -> bool:
+        return True
+
+    def skip(self) -> None:
+        raise NotImplementedError(f"{type(self).__name__} gives pictures when asked")
 
 
 def make(config: Config, camera: Camera) -> Source:

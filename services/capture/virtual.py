@@ -7,13 +7,13 @@ from common.config import Camera
 from common.errors import SourceError
 from common.messages import TruthItem
 from services.capture.scene import Scene
-from services.capture.source import Format, Picture, Stamp, deliver
+from services.capture.source import Format, Picture, Ready, Stamp, deliver
 
 DEFAULT_SIZE = (640, 480)
 DEFAULT_FPS = 15.0
 
 
-class VirtualSource:
+class VirtualSource(Ready):
     def __init__(self, camera: Camera, path: Path | None) -> None:
         self._width, self._height = camera.size or DEFAULT_SIZE
         self._scene = Scene(self._width, self._height, seed=camera.seed)
