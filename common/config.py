@@ -141,6 +141,12 @@ class Config:
         return self.path.parent / path
 
 
+# Tables inside of tables; those of `_NAMED` have names of their own.
+_NESTED: dict[type[_Section], dict[str, type[_Section]]] = {
+    Camera: {"trigger": TriggerOptions, "zones": Zone}
+}
+_NAMED = {"zones"}
+
 _TABLES = {
     "cameras": "[cameras.NAME]",
     "groups": "[groups.NAME]",
@@ -248,6 +254,15 @@ class _File:
         self, at: tuple[str, ...], table: dict[str, Any], row: type[T], message: str
     ) -> ConfigError:
         """msgspec's message, with the place where the user can mend it."""
+        for key, kind in _NESTED.get(row, {}).items():
+            inner = table.get(key)
+            tables = inner if key in _NAMED and isinstance(inner, dict) else {"": inner}
+            for name, nested in tables.items() if f"$.{key}" in message else ():
+                try:
+                    if isinstance(nested, dict):
+                        self._convert((*at, key, *filter(None, (name,))), nested, kind)
+                except ConfigError as error:
+                    return error
         known = [field.name for field in msgspec.structs.fields(row)]
         if unknown := re.search(r"unknown field `(.+?)`", message):
             key = unknown[1]

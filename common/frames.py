@@ -62,6 +62,12 @@ class Shape:
     view: View | None = None  # how it lies in the camera's full picture; None: it is that
 
     @property
+    def full(self) -> tuple[int, int]:
+        """Width and height of the camera's own full picture, which results refer to."""
+        view = self.view
+        return (view.full_width, view.full_height) if view else (self.width, self.height)
+
+    @property
     def picture_bytes(self) -> int:
         return self.width * self.height * self.channels
 

@@ -4,7 +4,7 @@ Coordinates are pixels, x to the right, y down, origin in the top left corner of
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -120,3 +120,12 @@ def inside(point: Point, polygon: Sequence[Point]) -> bool:
                 within = not within
         before = corner
     return within
+
+
+def outside(polygons: Mapping[str, Sequence[Point]], width: int, height: int) -> list[str]:
+    """What is wrong with polygons that do not lie in a picture, a text for each."""
+    return [
+        f"{name}: the point [{x:g}, {y:g}] lies outside the {width}x{height} picture"
+        for name, points in polygons.items()
+        for x, y in [p for p in points if not (0 <= p[0] <= width and 0 <= p[1] <= height)][:1]
+    ]

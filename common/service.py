@@ -19,7 +19,7 @@ import zmq
 from common import config
 from common.bus import Publisher
 from common.errors import AlreadyRunningError, NotRunningError, VigilError
-from common.messages import Beat, Event, LaneReport
+from common.messages import Beat, CameraReport, Event, LaneReport
 from common.paths import Paths
 from common.states import ProcessState, Severity
 
@@ -89,6 +89,7 @@ class Service:
         wait: str = "",
         wait_s: float = 0.0,
         lane: LaneReport | None = None,
+        camera: CameraReport | None = None,
         at_once: bool = False,
         **detail: str,
     ) -> None:
@@ -105,7 +106,8 @@ class Service:
         self._last_beat = (now, state)
         beat = Beat(
             self.name, os.getpid(), self.progress, state, _rss_bytes(), now,
-            wait, now + round(wait_s * 1e9) if wait else 0, detail, self._progressed_ns, lane,
+            wait, now + round(wait_s * 1e9) if wait else 0, detail, self._progressed_ns,
+            lane, camera,
         )  # fmt: skip
         self.publish(f"beat/{self.name}", beat)
 

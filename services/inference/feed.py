@@ -10,7 +10,7 @@ from common.config import Camera
 from common.errors import FencedError, RingGoneError
 from common.frames import Ring, generations
 from common.paths import Paths
-from common.states import Policy
+from common.states import Policy, Sight
 
 MAX_ATTEMPTS = 2
 
@@ -105,16 +105,22 @@ class Feed:
         assert self.ring is not None
         return view(self.ring, sequence)
 
-    def take(self, sequence: int) -> tuple[int, int] | None:
-        """After the last use of the picture: captured_ns and filled_ns, None where it is torn."""
+    def blind(self, sequence: int) -> bool:
+        """Whether capture says that the picture shows nothing that could be judged."""
         assert self.ring is not None
-        times = self.ring.times(sequence)
+        return self.ring.marks(sequence)[0] is not Sight.CLEAR
+
+    def take(self, sequence: int) -> tuple[int, int, Sight, int] | None:
+        """After the last use of the picture: captured_ns, filled_ns, what capture says of it and
+        the trigger it answers; None where it is torn."""
+        assert self.ring is not None
+        known = *self.ring.times(sequence), *self.ring.marks(sequence)
         if not self.ring.intact(sequence):
             self._torn += 1
             return None
         self._taken = sequence
         self._on_the_way += 1
-        return times
+        return known
 
     def put_back(self, sequence: int, hold: int) -> None:
         """A frame that was taken, and is to be judged once more."""

@@ -20,7 +20,7 @@ from common.service import BEAT_S, Service
 from common.states import ProcessState, Severity
 from services.inference.engines import Engines
 from services.inference.feed import Feed
-from services.inference.results import encode, result
+from services.inference.results import encode, located, result
 from services.inference.seat import Seat
 from services.inference.shadow import Shadow
 from services.inference.worker import Job, Worker
@@ -219,9 +219,9 @@ class Lane:
 
     def _take(self, feed: Feed, sequence: int) -> None:
         """Pre-process a camera's frame and have it inferred, unless it is torn."""
-        if self._model is None:
-            if (times := feed.take(sequence)) is not None:
-                self._decide(Job(feed, feed.hold, sequence, 0, None, *times, 0))
+        if self._model is None or feed.blind(sequence):
+            if (known := feed.take(sequence)) is not None:
+                self._pass_on(Job(feed, feed.hold, sequence, 0, None, *known, 0))
             return
         picture = feed.picture(sequence)
         if picture is None:
@@ -230,11 +230,11 @@ class Lane:
         started = time.monotonic_ns()
         geometry = self._model.prepare(picture, buffer)
         input_ns = time.monotonic_ns() - started
-        times = feed.take(sequence)
-        if times is None:
+        known = feed.take(sequence)
+        if known is None:
             return
         self._free.pop(0)
-        job = Job(feed, feed.hold, sequence, buffer, geometry, *times, input_ns)
+        job = Job(feed, feed.hold, sequence, buffer, geometry, *known, input_ns)
         self._jobs.append(job)
         self._input_ns += SMOOTHING * (input_ns - self._input_ns)
         self._interval_ns += SMOOTHING * (started - self._taken_ns - self._interval_ns)
@@ -245,8 +245,19 @@ class Lane:
         else:
             self._worker.submit(job)
 
+    def _pass_on(self, job: Job) -> None:
+        """A frame that is not inferred; its turn is after those before it."""
+        if self._jobs:
+            self._jobs.append(job)
+            self._worker.submit(job)
+        else:
+            self._decide(job)
+
     def _finish(self, job: Job) -> None:
         self._jobs.remove(job)
+        if job.geometry is None:
+            self._decide(job)
+            return
         if isinstance(job.error, AcceleratorLostError):
             self._lost(job.error)
             job.feed.put_back(job.sequence, job.hold)  # judged once more, by what is left
@@ -275,6 +286,7 @@ class Lane:
             return  # another lane decides there now
         degraded = self._engines.degraded if self._engines else "no model could be loaded"
         limit_s = feed.camera.stale_after_s
+        items = located(items, ring.shape.view, feed.camera.zones)
         body = encode(result(job, items, self._model, degraded, limit_s, ring.generation))
         slot = int(self._model.slot, 16) if self._model else 0
         try:

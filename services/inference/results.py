@@ -1,16 +1,20 @@
 """One decision as the journal and the bus carry it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from common import bus
+from common.config import Zone
 from common.engine.model import Model
 from common.frames import RESULT_BYTES
+from common.geometry import View, anchor, inside
 from common.messages import Item, Result, Stages
-from common.states import Validity
+from common.states import Sight, Validity
 from services.inference.worker import Job
+
+_BLIND = {Sight.FROZEN: "the camera is frozen", Sight.DARK: "the camera is dark or covered"}
 
 
 def result(
@@ -29,7 +33,9 @@ def result(
     now = time.monotonic_ns()
     age_ns = now - job.captured_ns
     validity, reason = Validity.VALID, ""
-    if model is None:
+    if job.sight is not Sight.CLEAR:
+        validity, reason = Validity.NOT_INFERRED, f"blind: {_BLIND[job.sight]}"
+    elif model is None:
         validity, reason = Validity.NOT_INFERRED, f"pass-through: {degraded}"
     elif job.error is not None:
         validity, reason = Validity.FAILED, str(job.error)
@@ -64,7 +70,28 @@ def result(
         items=tuple(items),
         stages=stages,
         reason=reason,
+        trigger=job.trigger,
     )
+
+
+def located(items: Sequence[Item], view: View | None, zones: Mapping[str, Zone]) -> list[Item]:
+    """Items of a ring's picture as results have them: in the camera's own full picture, with the
+    zones that hold them."""
+    if view is None and not zones:
+        return list(items)
+    placed = []
+    for item in items:
+        box = item.box
+        within: tuple[str, ...] = ()
+        if box is not None:
+            box = view.box_to_full(box) if view else box
+            within = tuple(
+                name
+                for name, zone in zones.items()
+                if inside(anchor(box, zone.anchor), zone.points)
+            )
+        placed.append(msgspec.structs.replace(item, box=box, zones=within))
+    return placed
 
 
 def encode(result: Result) -> bytes:

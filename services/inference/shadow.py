@@ -12,9 +12,9 @@ from common.engine.model import Model
 from common.errors import AcceleratorLostError, EngineError
 from common.messages import Item, Result, Stages
 from common.service import Service
-from common.states import Validity
+from common.states import Sight, Validity
 from services.inference.feed import Watcher, view
-from services.inference.results import encode
+from services.inference.results import encode, located
 from services.inference.seat import Seat
 
 RECENT = 300
@@ -24,6 +24,7 @@ AGREES = 0.5  # of what both lanes report together, matched in pairs
 class Shadow:
     def __init__(self, service: Service, cameras: list[str], seat: Seat, every: int) -> None:
         self._service, self._seat, self._every = service, seat, every
+        self._zones = {name: service.config.cameras[name].zones for name in cameras}
         self._watchers = [Watcher(name, service.paths) for name in cameras]
         self.judged = self.failed = 0
         self._compared = self._agreed = 0
@@ -43,7 +44,7 @@ class Shadow:
                 continue
             ring, sequence = found
             entry, picture = ring.entry(sequence), view(ring, sequence)
-            if entry is None or picture is None:
+            if entry is None or picture is None or ring.marks(sequence)[0] is not Sight.CLEAR:
                 continue
             live = bus.decode(f"result/{watcher.name}", entry.result)
             assert isinstance(live, Result)
@@ -58,7 +59,9 @@ class Shadow:
                 outputs = model.infer(0)
                 inferred = time.monotonic_ns()
                 self.infer_ns.append(inferred - prepared)
-                items = model.decode(outputs, geometry)
+                items = located(
+                    model.decode(outputs, geometry), ring.shape.view, self._zones[watcher.name]
+                )
             except AcceleratorLostError as error:
                 return error
             except EngineError as error:

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from common.engine.model import Model, Outputs
 from common.engine.preprocess import Geometry
 from common.errors import EngineError
+from common.states import Sight
 from services.inference.feed import Feed
 
 
@@ -25,6 +26,8 @@ class Job:
     geometry: Geometry | None  # None: not to be inferred
     captured_ns: int
     filled_ns: int
+    sight: Sight
+    trigger: int
     input_ns: int  # what pre-processing took
     infer_from_ns: int = 0
     infer_to_ns: int = 0
@@ -63,6 +66,8 @@ class Worker(threading.Thread):
 
     def infer(self, job: Job) -> None:
         """Run the engine on a job; only while this thread has none."""
+        if job.geometry is None:
+            return
         job.infer_from_ns = time.monotonic_ns()
         assert self.model is not None
         if job.feed.attempt(job.sequence, job.hold):

@@ -230,8 +230,9 @@ def test_a_model_that_cannot_judge_a_frame(system: Start, paths: Paths, tmp_path
 def stopped_in_the_engine(
     lane: psutil.Process, paths: Paths, attempt: int, frame: int
 ) -> int | None:
-    """The frame that is in the engine for that attempt (`frame` from the second on). The lane stands
-    still then: it can't decide the frame before it is killed."""
+    """The frame that is in the engine for that attempt (`frame` from the second on).
+
+    The lane stands still then: it can't decide the frame before it is killed."""
     lane.suspend()
     with Ring.open(paths.rings, paths.accounts, "belt", 1) as ring:
         tried, count = ring.attempted

@@ -17,7 +17,7 @@ CAMERA = {
     "fsp = 3": "cameras.belt.fsp = 3: expected a known key: did you mean fps?",
     "stale_after_ms = 100": "cameras.belt.stale_after_ms = 100: expected a known key: "
     "did you mean stale_after_s?",
-    "colour = 1": "cameras.belt.colour = 1: expected a known key: known are source, path, size, ",
+    "colour = 1": "cameras.belt.colour = 1: expected a known key: known are source, path, device, ",
     'loop = "yes"': 'cameras.belt.loop = "yes": expected bool, got str',
     "slots = true": "cameras.belt.slots = true: expected int, got bool",
     "slots = 4.5": "cameras.belt.slots = 4.5: expected int, got float",
@@ -39,6 +39,19 @@ CAMERA = {
     'path = "x.mp4"': 'cameras.belt.path = "x.mp4": expected no path: a virtual camera has none',
     'group = "mian"': 'cameras.belt.group = "mian": expected one of main',
     '"slots" = 1': "cameras.belt.slots = 1: expected int >= 2",
+    'url = "rtsp://x"': 'cameras.belt.url = "rtsp://x": expected no url: a virtual camera has none',
+    'transport = "udp"': 'cameras.belt.transport = "udp": expected no transport: only a rtsp ',
+    "rotate = 45": "cameras.belt.rotate = 45: expected one of 0, 90, 180, 270",
+    "crop = [0, 0, 9]": "cameras.belt.crop = [0, 0, 9]: expected array of length 4, got 3",
+    "zones = { Press = { points = [[0, 0], [1, 0], [1, 1]] } }": "cameras.belt.zones.Press = "
+    '"Press": expected a name of a-z, 0-9, _ and -, at most 32',
+    "zones = { press = { points = [[0, 0], [1, 0]] } }": "cameras.belt.zones.press.points = "
+    "[[0, 0], [1, 0]]: expected array of length >= 3",
+    "zones = { press = { point = [] } }": "cameras.belt.zones.press.point = []: expected a known "
+    "key: did you mean points?",
+    'trigger = { by = "hand" }': 'cameras.belt.trigger.by = "hand": expected one of "message", ',
+    'trigger = { by = "motion", zone = "gate" }': "cameras.belt.trigger.zone = "
+    '"gate": expected one of the zones, none: there is no [cameras.NAME.zones.NAME]',
 }
 
 # a whole file -> the message after its path

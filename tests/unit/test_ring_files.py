@@ -97,9 +97,9 @@ def word(path: Path, index: int, value: int) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "0 bytes are no ring"),
     "a few bytes": (lambda p: p.write_bytes(b"x" * 100), "100 bytes are no ring"),
-    "an HTML page": (lambda p: p.write_bytes(b"<html>" * 1000), "not a ring of layout 1"),
-    "zeros": (lambda p: p.write_bytes(bytes(8192)), "not a ring of layout 1"),
-    "another layout": (lambda p: word(p, 1, LAYOUT + 1), "not a ring of layout 1"),
+    "an HTML page": (lambda p: p.write_bytes(b"<html>" * 1000), "not a ring of layout 2"),
+    "zeros": (lambda p: p.write_bytes(bytes(8192)), f"not a ring of layout {LAYOUT}"),
+    "another layout": (lambda p: word(p, 1, LAYOUT + 1), f"not a ring of layout {LAYOUT}"),
     "random after the magic": (
         lambda p: p.write_bytes(b"VIGILRNG" + LAYOUT.to_bytes(8, "little") + os.urandom(4096)),
         "contradicts its name or size",

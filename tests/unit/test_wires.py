@@ -9,6 +9,7 @@ import pytest
 from common import bus
 from common.messages import (
     Beat,
+    CameraReport,
     Event,
     Frame,
     Health,
@@ -17,6 +18,7 @@ from common.messages import (
     Message,
     Result,
     Stages,
+    Trigger,
     Truth,
     TruthItem,
 )
@@ -24,16 +26,20 @@ from common.processes import KINDS
 from common.topics import TOPICS, Topic, row
 
 SAMPLES: dict[type[Message], Message] = {
-    Frame: Frame(1, 2**40, 10**15, 10**15 + 1),
+    Frame: Frame(1, 2**40, 10**15, 10**15 + 1, 2, 2**62),
     Result: Result(
         "belt", 1, 7, 3, "valid", 10**15, 5_000_000, "m", "1.0.0", 1, "0123456789ab", "litert",
-        (Item("dent", 0.75, 2, (0.0, 1.5, 20.0, 30.25)), Item("cat", 0.5, 281)),
-        Stages(1, 2, 3, 4, 5, 6), 17, "nothing",
+        (Item("dent", 0.75, 2, (0.0, 1.5, 20.0, 30.25), ("gate", "b")), Item("cat", 0.5, 281)),
+        Stages(1, 2, 3, 4, 5, 6), 17, "nothing", 4711,
     ),
+    Trigger: Trigger(4711, 10**15, 1, 7, "late"),
     Truth: Truth(1, 7, (TruthItem("stain", (1.0, 2.0, 3.0, 4.0)),)),
     Beat: Beat(
         "inference-main-a", 99, 5, "waiting", 2**33, 10**15, "frame", 10**15, {"a": "b"}, 10**14,
         LaneReport(7, "factory", True, True, "slow", "no accelerator", 9, 1, 0.5, 12.5),
+        CameraReport(
+            "dark", 10**15, "covered", "640x480 YUYV", "a zone", 29.5, 3, 4, 9.5, 1.5, 7, 8
+        ),
     ),
     Health: Health(
         10**15, {"cpu": 55.5}, ("apex_0",), {"policy0": 1500.0}, "0x50000", 900.5, 3000.0, 60.0,
