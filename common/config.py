@@ -68,7 +68,7 @@ class Camera(_Section, frozen=True):
     prerender: Annotated[int, Meta(ge=0, le=1000)] = 0  # virtual: repeat so many frames
     gaps: Annotated[float, Meta(ge=0, le=1)] | None = None  # virtual: share of empty places
     memory_mb: Positive | None = None  # ceiling of the process; None: a share of the machine's
-    recorded: str | None = None  # recording: which camera of it; None: of the same name
+    recorded: str | None = None  # recording: which camera of it; None: the only one
     format: Annotated[str, Meta(min_length=4, max_length=4)] | None = None  # v4l2: MJPG, YUYV ...
     controls: dict[str, int | bool | str] = {}  # v4l2: {exposure_time_absolute = 100}
     transport: Literal["tcp", "udp"] = "tcp"  # rtsp

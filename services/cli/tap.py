@@ -34,6 +34,8 @@ examples:
   vigil tap dump 'beat/*' event           a glob, and another topic
   vigil tap rate result/belt              a line a second
   vigil tap picture belt out.png          what it sees, with boxes
+  vigil tap record a.mcap --pixels jpeg   everything, until Ctrl-C
+  vigil tap replay a.mcap --step          the same again, a frame for each Enter
 """
 _TOPIC = "a topic, its beginning, or a pattern such as '*/belt'; all where left out"
 
@@ -61,6 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = command("picture", "the newest judged frame, with boxes and labels", run_picture)
     add("camera", metavar="CAMERA", help="its name in vigil.toml")
     add("out", type=Path, metavar="OUT.png", help=".png or .jpg")
+    add = command("record", "everything that is said, and seen, into a file", record)
+    add("file", type=Path, metavar="FILE", help="a new file, by custom .mcap")
+    add("--pixels", choices=("lossless", "jpeg"), help="the pictures too; else messages only")
+    add("--cameras", metavar="A,B", help="pictures of these only")
+    add("--seconds", type=float, metavar="N", help="end after so long")
+    add = command("replay", "a recording into the same topics and rings", replay)
+    add("file", type=Path, metavar="FILE", help="what `vigil tap record` wrote")
+    add("--speed", type=speed, default=1.0, metavar="X", help="times as fast as it was, or max")
+    add("--step", action="store_true", help="the next frame at each Enter")
+    add("--loop", action="store_true", help="again and again, until Ctrl-C")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -163,6 +175,33 @@ def run_picture(args: argparse.Namespace) -> int:
     paths = Paths.from_environment()
     print(picture.save(configuration(paths), paths, args.camera, args.out))
     return 0
+
+
+def record(args: argparse.Namespace) -> int:
+    """Write every message to FILE (MCAP), and with --pixels the pictures, until --seconds or
+    Ctrl-C. `vigil tap replay`, or a camera with source = "recording", plays it."""
+    from services.cli import record
+
+    return record.run(args)
+
+
+def replay(args: argparse.Namespace) -> int:
+    """Send the messages of FILE again, under the names of the processes that sent them, and put its
+    pictures into rings; ages and times are as if it happened now. Lanes that run here judge the
+    pictures anew, each of them; without lanes, the recorded results count."""
+    from services.cli import replay
+
+    return replay.run(args)
+
+
+def speed(text: str) -> float | None:
+    """None: as fast as it goes."""
+    if text == "max":
+        return None
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
 
 
 def _tick(until: int | None, tick_s: float = TICK_S) -> float:
