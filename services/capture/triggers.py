@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 import zmq
-from numpy.typing import NDArray
 
 from common import bus
 from common.config import Camera
@@ -20,8 +19,10 @@ from services.capture.source import Picture
 WAITING = 64  # triggers that wait for their frames
 REMEMBERED = 1000
 _ROWS, _COLUMNS = 60, 80  # a picture is looked at through about so many points
-_FIRST_FRAMES = 50  # learn the background fast
-_LEARN, _LEARN_FIRST, _LEARN_MOVING = 0.05, 0.2, 0.002
+LEARN = 100  # frames
+_FORGET = 0.998  # a frame; a new background is known after some 350
+_BIN = 8  # grey levels
+_SURE_THERE, _SURE_GONE = 2, 3  # frames in a row
 
 
 class Triggers:
@@ -118,7 +119,9 @@ class Triggers:
 class Motion:
     """Tells when something comes into the picture, or into a polygon of it: once until it left.
 
-    Pixels that differ from a slowly learnt background are counted, on a coarse grid, in green.
+    Points on a coarse grid, in green, are compared with the background, which is each point's most
+    frequent value of late: parts differ, the belt does not. How much all of them differ together
+    is light, not a part. The first frames are only learnt.
 
     Args:
         polygon: corners in pixels of the picture looked at; None: all of it.
@@ -136,24 +139,30 @@ class Motion:
             for at, _ in np.ndenumerate(self._watched):
                 y, x = (place * step + 0.5 for place, step in zip(at, self._step, strict=True))
                 self._watched[at] = inside((x, y), polygon)
+        self._points = np.arange(np.count_nonzero(self._watched))
+        # Of each point, how often each value was seen; one more at both ends, for neighbours.
+        self._seen = np.zeros((self._points.size, 256 // _BIN + 2), np.float32)
         self._share, self._level = share, level
-        self._background: NDArray[np.float32] | None = None
-        self._frames = 0
+        self._frames = self._there = self._gone = 0
         self._armed = True
 
     def comes(self, picture: Picture) -> bool:
         """Look at the next picture (height x width x 3, uint8, BGR)."""
-        seen = picture[:: self._step[0], :: self._step[1], 1][self._watched].astype(np.float32)
-        if self._background is None:
-            self._background = seen
-        differs = np.abs(seen - self._background) > self._level
-        share = float(differs.mean()) if differs.size else 0.0
+        if not self._points.size:
+            return False
+        values = picture[:: self._step[0], :: self._step[1], 1][self._watched].astype(np.int32)
+        differs = values - (self._seen[:, 1:-1].argmax(1) * _BIN + _BIN // 2)
+        differs = np.abs(differs - np.median(differs)) > self._level
+        share = float(differs.mean())
+        self._seen *= _FORGET
+        for neighbour, weight in ((0, 0.5), (1, 1.0), (2, 0.5)):
+            self._seen[self._points, values // _BIN + neighbour] += weight
         self._frames += 1
-        quiet = share < self._share / 2
-        learn = _LEARN if quiet else _LEARN_MOVING  # a new light becomes background, in time
-        if self._frames <= _FIRST_FRAMES:
-            learn = _LEARN_FIRST
-        self._background += learn * (seen - self._background)
-        comes = self._armed and share >= self._share
-        self._armed = quiet or (self._armed and not comes)
+        self._there = self._there + 1 if share >= self._share else 0
+        self._gone = self._gone + 1 if share < self._share / 2 else 0
+        if self._frames <= LEARN:
+            return False
+        self._armed |= self._gone >= _SURE_GONE
+        comes = self._armed and self._there >= _SURE_THERE
+        self._armed &= not comes
         return comes

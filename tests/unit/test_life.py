@@ -17,7 +17,7 @@ NIGHT = {"brightness": 5.0, "spread": 12.0}  # too dark, though a lamp or two ca
 
 # Steps: seconds, then what happens, then the state and, of a frame, what it is worth.
 # A number n: a frame whose mark is n; ("raw", n): one whose pixels have the digest n.
-Step = tuple[float, object, str]
+Step = tuple[float, Any, str]
 LIVES: dict[str, list[Step]] = {
     "streams from its first frame": [(0, "up", "connecting"), (0.1, 1, "streaming")],
     "stalls, and comes back": [
