@@ -117,7 +117,13 @@ def test_a_subscriber_that_stops_or_dies(system: Start, paths: Paths, how: int) 
 
 
 def test_no_room_in_the_tmpfs(paths: Paths, tmp_path: Path) -> None:
-    """A ring that doesn't fit: an error with both sizes; the camera that fits goes on."""
+    """A ring that doesn't fit, from the start or when it has to grow: an error with both sizes; the
+    camera that fits goes on, and so does capture."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    noise = np.random.default_rng(1).integers(0, 255, (1200, 1600, 3), np.uint8)
+    cv2.imwrite(str(pictures / "1.png"), noise[:48, :64])
+    cv2.imwrite(str(pictures / "2.jpg"), noise)
     config = tmp_path / "vigil.toml"
     config.write_text(
         textwrap.dedent(f"""
@@ -128,6 +134,10 @@ def test_no_room_in_the_tmpfs(paths: Paths, tmp_path: Path) -> None:
         source = "virtual"
         size = [1600, 1200]
         prerender = 1
+        fps = 5
+        [cameras.grows]
+        source = "folder"
+        path = "{pictures}"
         fps = 5
         [groups.main]
         model = "{PROJECT}/models/factory"
@@ -145,11 +155,14 @@ def test_no_room_in_the_tmpfs(paths: Paths, tmp_path: Path) -> None:
         pytest.skip(f"needs a mount namespace for a small tmpfs: {probe.stderr.decode().strip()}")
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
     output = done.stdout + done.stderr
-    assert "capture-large" in output
-    assert "no room for 24.1 MB (4 slots of 1600x1200x3, latest)" in output
+    for name in ("large", "grows"):
+        assert f"capture-{name}: {name}: lost, " in output
+        assert f"rings/{name}." in output
+    assert output.count("no room for 24.1 MB (4 slots of 1600x1200x3, latest)") >= 2
     assert "MB are free" in output
     assert '"small": {"captured"' in output
     assert '"large": null' in output
+    assert '"grows": {"captured"' in output, "the small picture was taken"
     assert done.returncode == 0, output
 
 
