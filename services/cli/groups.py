@@ -31,6 +31,17 @@ class LaneStatus(msgspec.Struct):
     failed: int = 0
     agreement: float | None = None  # of a candidate in the shadow
     infer_ms_p99: float | None = None
+    trying: bool = False  # its slot is not proven yet
+
+
+class SlotStatus(msgspec.Struct):
+    slot: str
+    state: str
+    tries: int
+    name: str
+    version: str
+    release: int
+    reason: str  # why it is bad
 
 
 class GroupStatus(msgspec.Struct):
@@ -44,6 +55,7 @@ class GroupStatus(msgspec.Struct):
     standby: bool  # whether a second lane could take over at once
     lanes: list[LaneStatus]
     problems: list[str] = []
+    slots: list[SlotStatus] = []  # installed ones
 
 
 class Incident(msgspec.Struct):
@@ -93,13 +105,17 @@ def group(
         name, record.live, record.epoch, record.known_good, record.previous, txn.phase, txn.slot,
         standby, rows,
     )  # fmt: skip
+    row.slots = [
+        SlotStatus(slot, one.state, one.tries, one.name, one.version, one.release, one.reason)
+        for slot, one in record.slots.items()
+    ]
     row.problems = [*_problems(row), *_change(record, config, paths, name, uptimes)]
     return row
 
 
 def _lane(record: Record, group: str, lane: str, beats: dict[str, Beat]) -> LaneStatus:
     name, now = lane_name(group, lane), record.lanes[lane]
-    row = LaneStatus(name, role(record, lane), now.slot, now.run)
+    row = LaneStatus(name, role(record, lane), now.slot, now.run, trying=now.trying)
     beat = beats.get(name)
     report = beat.lane if beat else None
     if report is None or report.run != now.run or report.slot != now.slot:

@@ -44,7 +44,7 @@ def topics(config: Config) -> dict[str, Expected]:
                 found[f"{row.name}/{process.name}"] = Expected(row, process.name, rate)
         elif row.per == "camera":
             for name, camera in config.cameras.items():
-                if row.name == "truth" and camera.source != "virtual":
+                if row.name == "truth" and camera.source not in ("virtual", "recording"):
                     continue
                 if row.rate == "fps":
                     rate = camera.fps if isinstance(camera.fps, float) else None
@@ -67,11 +67,13 @@ class Listener:
         endpoints = [paths.endpoint(name) for name in names]
         self._subscriber = Subscriber(self._context, endpoints, prefixes)
 
-    def hear(self, seconds: float) -> Iterator[tuple[int, str, bytes]]:
-        """Arrival (CLOCK_MONOTONIC ns), topic and body of each message of the next `seconds`."""
+    def hear(self, seconds: float, batch_s: float = 0.0) -> Iterator[tuple[int, str, bytes]]:
+        """Arrival (CLOCK_MONOTONIC ns), topic and body of each message of the next `seconds`,
+        several at once where `batch_s` lets them gather."""
         until = time.monotonic_ns() + round(seconds * 1e9)
         while (now := time.monotonic_ns()) < until:
-            self._subscriber.wait((until - now) / 1e9)
+            if self._subscriber.wait((until - now) / 1e9) and batch_s:
+                time.sleep(batch_s)
             for topic, body in self._subscriber.drain():
                 now = time.monotonic_ns()
                 yield now, topic, body
@@ -96,14 +98,15 @@ def require_running(paths: Paths, names: Iterable[str]) -> None:
     """Raises: NotRunningError: no socket of supervisord or of a process accepts."""
     sockets = [paths.supervisor_socket]
     sockets += [Path(paths.endpoint(name).removeprefix("ipc://")) for name in names]
-    if not any(_accepts(path) for path in sockets):
+    if not any(accepts(path) for path in sockets):
         raise NotRunningError(
             f"nothing runs under {paths.root} (run folder {paths.run}); "
             "start it with scripts/run, or point --root at the one you mean"
         )
 
 
-def _accepts(path: Path) -> bool:
+def accepts(path: Path) -> bool:
+    """Whether a process listens at a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
         try:

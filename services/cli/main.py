@@ -20,6 +20,7 @@ COMMANDS = {
     ),
     "rollback": ("services.cli.rollback", "go back to the model before, or end a test"),
     "tap": ("services.cli.tap", "look inside: topics, messages, rates, the newest picture"),
+    "view": ("services.cli.view", "a page to look through: every camera, live"),
     "run-model": ("services.cli.run_model", "one model on pictures, without any service"),
     "render": ("services.cli.render", "write the supervisord programs that vigil.toml asks for"),
 }
@@ -35,6 +36,7 @@ examples:
   vigil install parts-1.3.tar --wait   a new model, until it is good or bad
   vigil tap dump result | head -3   the newest decisions, as JSON
   vigil tap picture belt out.png    what the camera belt sees, with boxes
+  vigil view                        the same in a browser, live
 
 The system looked at is the one of VIGIL_ROOT and VIGIL_CONFIG, or of --root and --config.
 exit status: 0 well; 1 it can't be done, one line says why; 2 done, but something is not well;

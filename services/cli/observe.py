@@ -1,14 +1,18 @@
 """What `vigil status` knows: from supervisord, the beats, the messages, the rings and journals;
 `groups` knows the rest.
 
-Files are the truth: counters, validity, latency and model come from the ring; messages give rates.
+Files are the truth: rates, validity, latency and model come from the ring. Heard are only beats,
+health and truth: who listens to frames and results takes time from the lanes.
 """
 
 import os
 import statistics
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,7 +20,7 @@ from common import bus
 from common.bus import Stream
 from common.config import Config
 from common.frames import JOURNAL, Ring
-from common.messages import Beat, Message, Result, Truth
+from common.messages import Beat, CameraReport, Health, Message, Result, Stages, Truth, TruthItem
 from common.paths import Paths
 from common.processes import Process, capture_name, processes
 from common.states import CameraState, ProcessState, Validity
@@ -24,12 +28,16 @@ from common.supervisor import Program, programs
 from services.cli import supervisor
 from services.cli.groups import GroupStatus, Incident, group, incidents
 from services.cli.listen import Listener, newest_ring, topics
+from services.cli.tap import plain
 from services.cli.text import number, seconds
 from services.cli.truth import Score
 
 JUDGED = (Validity.VALID, Validity.STALE, Validity.DEGRADED)
 BEAT_NS = 1_000_000_000  # at the longest between two beats of a process that progresses
-PREFIXES = ("beat/", "frame/", "result/", "truth/")
+PREFIXES = ("beat/", "truth/", "health")
+BLIND = (CameraState.LOST, CameraState.STALLED, CameraState.FROZEN, CameraState.DARK)
+RATE_S = 3.0  # rates are those of the newest so many seconds
+COUNTED = 8  # frames in them that tell a rate; of fewer, their times do
 
 
 class ProcessStatus(msgspec.Struct):
@@ -81,6 +89,19 @@ class CameraStatus(msgspec.Struct):
     recall: float | None = None
     frames_compared: int = 0
     problems: list[str] = []
+    state_reason: str = ""
+    state_s: float | None = None  # in this state
+    format: str = ""  # as negotiated with the camera
+    size: tuple[int, int] | None = None  # width and height of the ring's pictures
+    given_per_s: float | None = None  # frames that the camera gives, taken or not
+    reconnects: int = 0
+    passed_over: int = 0  # before decoding, to keep the rate asked
+    brightness: float | None = None  # mean of the newest picture, 0..255
+    triggers: int = 0  # answered by a frame
+    triggers_missed: int = 0
+    zones: dict[str, tuple[tuple[float, float], ...]] = {}  # in pixels of the full picture
+    stages_ms: dict[str, float] = {}  # medians of the newest results
+    fresh_s: float | None = None  # an older frame is not what is there now; None: it may be
 
 
 class Status(msgspec.Struct):
@@ -92,6 +113,7 @@ class Status(msgspec.Struct):
     problems: list[str]
     groups: list[GroupStatus] = []
     incidents: list[Incident] = []  # newest last
+    health: dict[str, Any] | None = None  # messages.Health, where it was heard
 
 
 class Observer:
@@ -103,18 +125,26 @@ class Observer:
         self._streams = {topic: Stream(row.rate) for topic, row in self._topics.items()}
         self._beats: dict[str, Beat] = {}
         self._first_beats: dict[str, Beat] = {}
+        self._health: Health | None = None
         self._scores: dict[str, Score] = {}
+        self._scored: dict[str, tuple[int, int]] = {}  # newest ring and sequence
+        self._counts: dict[str, deque[tuple[int, int, int]]] = {}  # when, captured, judged
         self._undecoded = 0
         self._heard_s = 0.0
 
-    def listen(self, seconds: float) -> None:
+    def listen(self, seconds: float, batch_s: float = 0.0) -> None:
+        """
+        Args:
+            batch_s: look for messages no more often than that; each look takes time.
+        """
         self._heard_s = seconds
         self._first_beats.clear()
         for name in self._config.cameras:
-            if name not in self._scores and (ring := newest_ring(self._paths, name)):
+            if ring := newest_ring(self._paths, name):
                 with ring:
-                    self._scores[name] = Score((ring.shape.width, ring.shape.height))
-        for at, topic, body in self._listener.hear(seconds):
+                    self._count(ring, time.monotonic_ns())
+                    self._score(ring)
+        for at, topic, body in self._listener.hear(seconds, batch_s):
             if topic not in self._streams:
                 continue
             self._streams[topic].seen(at, len(body))
@@ -132,8 +162,8 @@ class Observer:
                 self._beats[what] = message
             case Truth() if what in self._scores:
                 self._scores[what].add_truth((message.ring, message.sequence), message.items)
-            case Result() if what in self._scores and message.validity in JUDGED:
-                self._scores[what].add_items((message.ring, message.sequence), message.items)
+            case Health():
+                self._health = message
 
     def status(self) -> Status:
         now = time.monotonic_ns()
@@ -170,8 +200,9 @@ class Observer:
             problems.append(f"{self._undecoded} messages could not be decoded: mixed versions?")
         paths = self._paths
         return Status(
-            not problems, str(paths.root), str(paths.run), rows, cameras, problems, groups, recent
-        )
+            not problems, str(paths.root), str(paths.run), rows, cameras, problems, groups, recent,
+            plain(self._health) if self._health else None,
+        )  # fmt: skip
 
     # -- processes ---------------------------------------------------------------------------
 
@@ -222,32 +253,28 @@ class Observer:
     # -- cameras -----------------------------------------------------------------------------
 
     def _camera(self, name: str, now: int) -> CameraStatus:
+        settings = self._config.cameras[name]
+        rate = settings.fps if isinstance(settings.fps, float) and not settings.trigger else None
+        unseen = StreamStatus(False, rate is None, 0.0, rate, None)
+        row = CameraStatus(name, settings.source, "unknown", unseen, unseen)
+        row.zones = {zone: options.points for zone, options in settings.zones.items()}
         beat = self._beats.get(capture_name(name))
-        state = beat.detail.get("camera", "unknown") if beat else "unknown"
-        frames, results = self._streams[f"frame/{name}"], self._streams[f"result/{name}"]
-        row = CameraStatus(
-            name,
-            self._config.cameras[name].source,
-            state,
-            _stream(frames, now),
-            _stream(results, now),
-        )
-        if score := self._scores.get(name):
-            row.precision, row.recall = score.precision, score.recall
-            row.frames_compared = score.frames
-        ring = newest_ring(self._paths, name)
-        if ring is None:
+        if beat and beat.camera and self._streams[f"beat/{capture_name(name)}"].alive(now):
+            _report(row, beat.camera, now)
+        if ring := newest_ring(self._paths, name):
+            with ring:
+                self._look_into(ring, row, rate, now)
+        else:
             row.problems.append("no frame yet: capture has not made its ring")
-            return row
-        with ring:
-            self._look_into(ring, row, now)
-        row.problems += _camera_problems(row)
+        if not settings.trigger:
+            row.fresh_s = settings.stale_after_s + 2 / (rate or row.frames.per_s or 1.0)
+        row.problems += _camera_problems(row) if ring else []
         return row
 
-    def _look_into(self, ring: Ring, row: CameraStatus, now: int) -> None:
-        """What the ring knows; its times stand in where too few messages came to tell a rate."""
+    def _look_into(self, ring: Ring, row: CameraStatus, rate: float | None, now: int) -> None:
         account = ring.account()
         row.account = asdict(account)
+        row.size = ring.shape.width, ring.shape.height
         if not account.balanced:
             row.problems.append("the account of its frames does not balance")
         filled = []
@@ -257,10 +284,11 @@ class Observer:
             if ring.intact(sequence):
                 filled.append(filled_ns)
                 row.frame_age_s = (now - captured_ns) / 1e9
-        row.frames = self._best(f"frame/{row.name}", filled, now)
         decided = self._journal(ring)
         times = [result.captured_ns + result.age_ns for result in decided]
-        row.results = self._best(f"result/{row.name}", times, now)
+        captured_per_s, judged_per_s = self._count(ring, now)
+        row.frames = _flow(filled, captured_per_s, rate, now)
+        row.results = _flow(times, judged_per_s, rate, now)
         if decided:
             newest = decided[-1]
             row.valid = newest.validity == Validity.VALID
@@ -270,6 +298,51 @@ class Observer:
             )
             totals = [result.stages.total / 1e6 for result in decided]
             row.latency_p50_ms, row.latency_max_ms = statistics.median(totals), max(totals)
+            since = times[-1] - RATE_S * 1e9
+            stages = [r.stages for r, at in zip(decided, times, strict=True) if at >= since]
+            row.stages_ms = {
+                name: round(statistics.median(getattr(one, name) for one in stages) / 1e6, 3)
+                for name in Stages.__struct_fields__
+            }
+        if score := self._score(ring):
+            last = self._scored.get(row.name, (0, 0))
+            for result in decided:
+                frame = result.ring, result.sequence
+                if frame > last and result.validity in JUDGED:
+                    score.add_items(frame, result.items)
+                self._scored[row.name] = frame
+            row.precision, row.recall = score.precision, score.recall
+            row.frames_compared = score.frames
+
+    def _count(self, ring: Ring, now: int) -> tuple[float | None, float | None]:
+        """Frames captured and judged a second; None where too few came for their number to tell."""
+        account = ring.account()
+        judged = account.inferred + account.not_inferred + account.failed
+        counts = self._counts.setdefault(ring.camera, deque(maxlen=64))
+        while counts and (counts[0][0] < now - RATE_S * 1e9 or counts[0][1] > account.captured):
+            counts.popleft()  # too old, or of another run
+        counts.append((now, account.captured, judged))
+        at, *before = counts[0]
+        grown = (account.captured - before[0], judged - before[1])
+        span = (now - at) / 1e9
+        captured, judged_per_s = (n / span if span and n >= COUNTED else None for n in grown)
+        return captured, judged_per_s
+
+    def _score(self, ring: Ring) -> Score | None:
+        """Of a camera whose truth is told."""
+        if f"truth/{ring.camera}" not in self._topics:
+            return None
+        shape = ring.shape
+        picture = 0.0, 0.0, float(shape.width), float(shape.height)
+        seen = shape.view.box_to_full(picture) if shape.view else picture
+        score = self._scores.setdefault(ring.camera, Score(seen))
+        score.seen = seen
+        return score
+
+    def truth(self, camera: str, frame: tuple[int, int]) -> Sequence[TruthItem] | None:
+        """What was really there, of the ring's generation and sequence; from any thread."""
+        score = self._scores.get(camera)
+        return score.known.get(frame) if score else None
 
     def _journal(self, ring: Ring) -> list[Result]:
         """The decisions that the journal still holds, oldest first."""
@@ -286,31 +359,42 @@ class Observer:
                 results.append(result)
         return results
 
-    def _best(self, topic: str, times: list[int], now: int) -> StreamStatus:
-        heard = self._streams[topic]
-        if len(heard.arrivals) >= 2 or not times:
-            return _stream(heard, now)
-        from_ring = Stream(heard.rate)
-        for at in times:
-            from_ring.seen(at, 0)
-        return _stream(from_ring, now)
+
+def _report(row: CameraStatus, report: CameraReport, now: int) -> None:
+    """What capture says of its camera."""
+    row.state, row.state_reason, row.format = report.state, report.reason, report.format
+    row.state_s, row.given_per_s = (now - report.since_ns) / 1e9, report.per_s
+    row.reconnects, row.passed_over = report.reconnects, report.skipped
+    row.brightness = report.brightness
+    row.triggers, row.triggers_missed = report.triggers, report.triggers_missed
+    row.problems += [report.problem] if report.problem else []
 
 
-def _stream(stream: Stream, now: int) -> StreamStatus:
-    return StreamStatus(
-        stream.alive(now),
-        stream.on_time(now),
-        stream.rate_seen(now)[0],
-        stream.rate,
-        stream.age_s(now),
-    )
+def _flow(
+    times: list[int], counted_per_s: float | None, expected: float | None, now: int
+) -> StreamStatus:
+    """
+    Args:
+        times: of the newest ones, CLOCK_MONOTONIC ns, oldest first.
+        counted_per_s: where it is known; else they tell the rate.
+    """
+    stream = Stream(expected)
+    for at in times:
+        stream.seen(at, 0)
+    alive = stream.alive(now)
+    if counted_per_s is None:
+        per_s, on_time = stream.rate_seen(now)[0], stream.on_time(now)
+    else:
+        per_s, on_time = counted_per_s, expected is None or counted_per_s >= 0.8 * expected
+    return StreamStatus(alive, on_time, per_s, expected, stream.age_s(now))
 
 
 def _camera_problems(row: CameraStatus) -> list[str]:
+    if row.state in BLIND:  # the cause of the rest
+        why = f": {row.state_reason}" if row.state_reason else ""
+        return [f"the camera is {row.state} for {seconds(row.state_s)}{why}"]
     found = []
-    if row.state == CameraState.LOST:
-        found.append("the camera is lost")
-    if row.state != CameraState.ENDED:
+    if row.state != CameraState.ENDED and row.fresh_s is not None:
         for what, stream in (("frame", row.frames), ("result", row.results)):
             if stream.age_s is None:
                 found.append(f"no {what} yet")

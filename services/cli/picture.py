@@ -63,7 +63,7 @@ def newest(ring: Ring) -> tuple[Result | None, Picture, str]:
     while time.monotonic_ns() < until:
         decided = ring.decided
         for sequence in range(decided, max(decided - ring.shape.slots, ring.base), -1):
-            result = _result(ring, sequence)
+            result = decision(ring, sequence)
             if result and (picture := copy(ring, sequence)) is not None:
                 age_s = (time.monotonic_ns() - result.captured_ns) / 1e9
                 model = f"{result.model} {result.version}".strip()
@@ -89,7 +89,8 @@ def copy(ring: Ring, sequence: int) -> Picture | None:
     return picture if ring.intact(sequence) else None
 
 
-def _result(ring: Ring, sequence: int) -> Result | None:
+def decision(ring: Ring, sequence: int) -> Result | None:
+    """A frame's result; None where it has none, or one that can't be decoded."""
     entry = ring.entry(sequence)
     if entry is None:
         return None

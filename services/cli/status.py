@@ -6,6 +6,7 @@ import sys
 
 import msgspec
 
+from common.messages import Stages
 from common.paths import Paths
 from common.states import CameraState, Phase
 from services.cli.groups import GroupStatus, Incident, LaneStatus
@@ -92,6 +93,17 @@ def screen(status: Status) -> list[str]:
         [(row.name, *_account(row)) for row in status.cameras],
     )  # fmt: skip
     lines.append("")
+    lines += table(
+        ("CAMERA", " IN STATE FOR", "FORMAT", " GIVES", " PASSED OVER", " RECONNECTS", " TRIGGERS",
+         " MISSED", "ZONES"),
+        [_given(row) for row in status.cameras],
+    )  # fmt: skip
+    lines.append("")
+    lines += table(
+        ("CAMERA", *(f" {stage.upper().replace('_', ' ')}" for stage in Stages.__struct_fields__)),
+        [_stages(row) for row in status.cameras],
+    )
+    lines.append("")
     if status.incidents:
         lines += table(
             ("INCIDENT", " AGO", "WHAT", "OUTCOME", " NEXT VALID RESULT AFTER"),
@@ -177,6 +189,25 @@ def _model(row: CameraStatus) -> tuple[str, ...]:
         model.slot if model else "-",
         model.runtime if model else "-",
     )
+
+
+def _given(row: CameraStatus) -> tuple[str, ...]:
+    return (
+        row.name,
+        seconds(row.state_s),
+        row.format or "-",
+        number(row.given_per_s, "/s"),
+        str(row.passed_over),
+        str(row.reconnects),
+        str(row.triggers),
+        str(row.triggers_missed),
+        ", ".join(row.zones) or "-",
+    )
+
+
+def _stages(row: CameraStatus) -> tuple[str, ...]:
+    times = (row.stages_ms.get(stage) for stage in Stages.__struct_fields__)
+    return (row.name, *(number(time, " ms") for time in times))
 
 
 def _account(row: CameraStatus) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ def test_wrong_usage_is_one_line(arguments: str) -> None:
 
 @pytest.mark.parametrize(
     "command", ["", "check", "status", "tap", "tap list", "tap dump", "tap rate", "tap picture",
-                "run-model", "render", "models", "install", "rollback"],
+                "run-model", "render", "models", "install", "rollback", "view"],
 )  # fmt: skip
 def test_help_teaches(command: str) -> None:
     done = vigil(*command.split(), "--help")
@@ -438,7 +438,7 @@ def boxes(*rows: tuple[str, float, float]) -> tuple[Item, ...]:
 )
 def test_compare(items: tuple[tuple[str, float, float], ...], counts: tuple[int, ...]) -> None:
     truth = [TruthItem("nut", (x, 40.0, x + 10, 50.0)) for x in (20.0, 60.0)]
-    assert compare(boxes(*items), truth, (100, 100)) == counts
+    assert compare(boxes(*items), truth, (0, 0, 100, 100)) == counts
 
 
 def test_iou() -> None:
@@ -447,7 +447,7 @@ def test_iou() -> None:
 
 
 def test_score_joins_whichever_comes_first() -> None:
-    score = Score((100, 100))
+    score = Score((0, 0, 100, 100))
     truth = [TruthItem("nut", (20.0, 40.0, 30.0, 50.0))]
     assert (score.precision, score.recall) == (None, None)
     score.add_truth((1, 7), truth)
