@@ -4,12 +4,22 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from common.config import Camera
 from common.errors import SourceError
-from services.capture.source import Format, Picture, Ready, Stamp, deliver
+from services.capture.source import (
+    BadPictureError,
+    Format,
+    Picture,
+    Ready,
+    Stamp,
+    deliver,
+    whole_jpeg,
+)
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+JPEG = {".jpeg", ".jpg"}
+SUFFIXES = JPEG | {".bmp", ".png", ".tif", ".tiff", ".webp"}
 
 
 class FolderSource(Ready):
@@ -17,20 +27,28 @@ class FolderSource(Ready):
         self._path = path
         self._loop = camera.loop
         self._pictures: list[Path] = []
-        self._next = 0
+        self._next = self._bad = 0
 
     def open(self) -> Format:
         if not self._path.is_dir():
             raise SourceError(f"{self._path}: no such folder; a folder camera needs one")
         self._list()
-        first = self._decode(self._pictures[0])
-        return Format(first.shape[1], first.shape[0], None)
+        while True:
+            try:
+                first = self._decode(self._pictures[self._next])
+            except BadPictureError as error:
+                self._pass_over(error)
+            else:
+                return Format(first.shape[1], first.shape[0], None)
 
     def _list(self) -> None:
-        self._pictures = sorted(
-            path for path in self._path.iterdir() if path.suffix.lower() in SUFFIXES
-        )
-        self._next = 0
+        try:
+            self._pictures = sorted(
+                path for path in self._path.iterdir() if path.suffix.lower() in SUFFIXES
+            )
+        except OSError as error:
+            raise SourceError(f"{self._path}: can't be read: {error.strerror}") from error
+        self._next = self._bad = 0
         if not self._pictures:
             raise SourceError(f"{self._path}: holds no picture ({', '.join(sorted(SUFFIXES))})")
 
@@ -40,14 +58,30 @@ class FolderSource(Ready):
                 return None
             self._list()
         captured_ns = time.monotonic_ns()
-        deliver(self._decode(self._pictures[self._next]), into)
+        try:
+            deliver(self._decode(self._pictures[self._next]), into)
+        except BadPictureError as error:
+            self._pass_over(error)
+            raise
         self._next += 1
         return Stamp(captured_ns)
 
+    def _pass_over(self, error: BadPictureError) -> None:
+        self._next += 1
+        self._bad += 1
+        if self._bad == len(self._pictures):
+            raise SourceError(f"{self._path}: none of its pictures can be decoded: {error}")
+
     def _decode(self, path: Path) -> Picture:
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BadPictureError(f"{path}: can't be read: {error.strerror}") from error
+        if path.suffix.lower() in JPEG and not whole_jpeg(data):
+            raise BadPictureError(f"{path}: cut off after {len(data)} bytes")
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
         if picture is None:
-            raise SourceError(f"{path}: not a picture that can be decoded; repair or remove it")
+            raise BadPictureError(f"{path}: not a picture that can be decoded")
         return picture  # type: ignore[return-value]
 
     def close(self) -> None:

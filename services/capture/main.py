@@ -23,7 +23,15 @@ from common.sources import SOURCES
 from common.states import CameraState, Policy, ProcessState, Severity, Sight
 from services.capture.life import Life, Look
 from services.capture.shaping import Shaping
-from services.capture.source import Format, Picture, Ready, SizeChangedError, Stamp, make
+from services.capture.source import (
+    BadPictureError,
+    Format,
+    Picture,
+    Ready,
+    SizeChangedError,
+    Stamp,
+    make,
+)
 from services.capture.triggers import Motion, Triggers
 
 FULL_RING_TICK_S = 0.1  # a full ring looks for room this often, also when no bell rings
@@ -31,6 +39,7 @@ FULL_RING_TICK_S = 0.1  # a full ring looks for room this often, also when no be
 KEEP_RINGS_S = 10.0
 KEEP_RINGS = 3
 MIN_PACE = 0.05
+BAD_EVENT_S = 10.0
 TICK_S = 0.25  # at the longest without a look at the time while no frame comes
 WAIT_S = 2.0  # a declared wait is renewed by each beat; silent for longer, the process hangs
 DIGEST_S = 1.0  # between two looks at every pixel
@@ -59,6 +68,7 @@ class Capture:
         self._skipped = 0
         self._digest_ns = 0  # when to look at every pixel
         self._glance_ns = 0  # when to look at a frame that no trigger asked for
+        self._bad = self._bad_said_ns = 0  # pictures that could not be decoded; said when
         self._tidy_ns = 0  # when to look for older rings; 0: there are none
         every = self._camera.policy is Policy.EVERY
         at_once = self._camera.fps == "max" and self._ready
@@ -158,6 +168,8 @@ class Capture:
             except SizeChangedError as change:
                 self._fit(change.width, change.height)
                 self._said = None
+            except BadPictureError as error:
+                self._say_bad(error)
             due = self._next(due)
             if self._life.stuck(now):
                 raise SourceError(f"{self._life.reason}; connecting anew")
@@ -287,6 +299,17 @@ class Capture:
         ring = Ring.attach(paths.rings, paths.accounts, self._name, shape)
         self._tidy_ns = time.monotonic_ns() + round(KEEP_RINGS_S * 1e9)
         return ring
+
+    def _say_bad(self, error: BadPictureError) -> None:
+        """A picture that can't be decoded is told of and passed over."""
+        now = time.monotonic_ns()
+        self._bad += 1
+        self._life.heard(now)
+        self._service.progressed()
+        if now >= self._bad_said_ns:
+            self._bad_said_ns = now + round(BAD_EVENT_S * 1e9)
+            text = f"{self._name}: {error}; {self._bad} passed over so far"
+            self._service.event("camera.bad_picture", Severity.ERROR, text, camera=self._name)
 
     # -- rate --------------------------------------------------------------------------------
 

@@ -46,6 +46,10 @@ class SizeChangedError(Exception):
         self.width, self.height = width, height
 
 
+class BadPictureError(Exception):
+    """This picture can't be decoded; the source goes on with the next."""
+
+
 class Source(Protocol):
     """After a SourceError it is closed, and may be opened again, any number of times.
 
@@ -73,6 +77,7 @@ class Source(Protocol):
 
         Raises:
             SizeChangedError: nothing was read, `into` has the wrong size.
+            BadPictureError: this picture is passed over.
             SourceError: it can't be read any more.
         """
         ...
@@ -98,6 +103,12 @@ def make(config: Config, camera: Camera) -> Source:
     factory = getattr(importlib.import_module(module), name)
     path = config.resolve(camera.path) if camera.path is not None else None
     return cast(Source, factory(camera, path))
+
+
+def whole_jpeg(data: bytes) -> bool:
+    """Whether a JPEG goes on to its end; decoders fill in grey where it does not. A marker can't
+    stand inside of coded pixels, and a thumbnail's end comes before the picture's own scan."""
+    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
 
 
 def deliver(picture: Picture, into: Picture) -> None:
