@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from common.config import Camera
-from common.frames import Ring
+from common.frames import JOURNAL, Ring
 from common.geometry import Box, View
 from common.messages import Item, Result, TruthItem
 from common.paths import Paths
@@ -35,9 +35,6 @@ class Taken:
     captured_ns: int
     told: dict[str, Any]
     pixels: Picture
-
-    def is_of(self, result: Result) -> bool:
-        return result.captured_ns == self.captured_ns
 
 
 @dataclass(frozen=True)
@@ -82,32 +79,42 @@ class Live:
             with ring:
                 decided = ring.decided
                 last = decision(ring, decided) if decided > ring.base else None
-                if ring.written > decided and (last is None or _unjudged(last)):
+                if ring.written > decided and self._unjudged(last):
                     taken = self._take(ring, ring.written)
                     return self._encode(ring, taken, None) if taken else None
                 return self._judged(ring, decided)
 
+    def _unjudged(self, last: Result | None) -> bool:
+        """Whether nobody seems to judge: the newest decision is old; a new ring has none yet."""
+        since_ns = last.captured_ns + last.age_ns + last.stages.total if last else 0
+        if last is None and self._shot and self._shot.judged:
+            since_ns = self._shot.captured_ns
+        return time.monotonic_ns() - since_ns > UNJUDGED_NS
+
     def _judged(self, ring: Ring, decided: int) -> Shot | None:
-        shot = self._shot
-        for sequence in range(decided, max(decided - ring.shape.slots, ring.base), -1):
+        shot = self._find(ring, decided)
+        # Where frames are overwritten before they are judged, or at once, one is taken while the
+        # engine has it, and shown when its decision is there.
+        attempted, _ = ring.attempted
+        waiting = self._held is not None and self._held.sequence > decided
+        if attempted > decided and not waiting and not ring.intact(decided):
+            self._held = self._take(ring, attempted)
+        return shot
+
+    def _find(self, ring: Ring, decided: int) -> Shot | None:
+        shot, held = self._shot, self._held
+        for sequence in range(decided, max(decided - JOURNAL, ring.base), -1):
+            mine = held is not None and held.sequence == sequence
+            if not mine and not ring.intact(sequence):
+                continue
             if (result := decision(ring, sequence)) is None:
                 continue
             if shot and shot.judged and result.captured_ns <= shot.captured_ns:
                 return shot
-            for taken in (self._held, self._take(ring, sequence)):
-                if taken and taken.is_of(result):
-                    return self._encode(ring, taken, result)
-        # Frames here are overwritten as soon as they are judged, or before. So one is taken while
-        # the engine has it, and shown when its decision is there.
-        if (held := self._held) and held.sequence <= decided:
-            self._held = None
-            result = decision(ring, held.sequence)
-            if result and held.is_of(result):
-                return self._encode(ring, held, result)
-        attempted, _ = ring.attempted
-        if self._held is None and attempted > decided:
-            self._held = self._take(ring, attempted)
-        return None
+            taken = held if mine else self._take(ring, sequence)
+            if taken and taken.captured_ns == result.captured_ns:
+                return self._encode(ring, taken, result)
+        return shot if shot and shot.judged else None
 
     def _take(self, ring: Ring, sequence: int) -> Taken | None:
         """A small copy of a frame; None where it is overwritten, before or meanwhile."""
@@ -155,12 +162,6 @@ class Live:
             jpeg.tobytes(),
         )  # fmt: skip
         return self._shot
-
-
-def _unjudged(last: Result) -> bool:
-    """Whether nobody seems to judge: the newest decision is old."""
-    idle_ns = time.monotonic_ns() - last.captured_ns - last.age_ns
-    return idle_ns > UNJUDGED_NS + last.stages.total
 
 
 def _items(items: Sequence[Item] | Sequence[TruthItem], view: View | None) -> list[dict[str, Any]]:
