@@ -1,5 +1,6 @@
 """vigil.toml: what is wrong is named with file, line, key, value and what was expected."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,17 @@ def test_the_shipped_file_loads_and_says_the_defaults() -> None:
     assert list(shipped.cameras) == ["belt"]
     assert shipped.cameras_of("main") == ["belt"]
     assert shipped.resolve(shipped.groups["main"].model) == PROJECT / "models/factory"
+
+
+def test_what_the_shipped_file_shows_in_comments_loads_too(tmp_path: Path) -> None:
+    text = (PROJECT / "vigil.toml").read_text()
+    shown = re.sub(r"^# (\[|\w+ = )", r"\1", text, flags=re.MULTILINE)
+    (tmp_path / "vigil.toml").write_text(shown)
+    belt = config.load(tmp_path / "vigil.toml").cameras["belt"]
+    assert belt.trigger
+    assert belt.trigger.zone in belt.zones
+    assert belt.masks
+    assert belt.crop
 
 
 def test_values_arrive_as_they_are_written(tmp_path: Path) -> None:
