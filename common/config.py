@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from common.errors import ConfigError
 from common.paths import PROJECT
-from common.sources import PLACES, SOURCES
+from common.sources import PLACES, SOURCES, redacted
 from common.states import Policy
 
 NAME = "[a-z0-9][a-z0-9_-]{0,31}"
@@ -281,7 +281,7 @@ class _File:
         return self.error((*at, key), table.get(key, table), expected)
 
     def error(self, key: tuple[str, ...], value: object, expected: str) -> ConfigError:
-        shown = "" if value == "" else f" = {json.dumps(value, default=str)}"
+        shown = "" if value == "" else f" = {redacted(json.dumps(value, default=str))}"
         line = self._line(key)
         return ConfigError(
             f"{self.path}{f', line {line}' if line else ''}: {'.'.join(key)}{shown}: "

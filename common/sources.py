@@ -1,5 +1,6 @@
 """One table: every kind of camera source. To add one: a row here, a file in services/capture."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -53,3 +54,19 @@ SOURCES = {
 }
 
 PLACES = ("path", "device", "url", "pipeline")
+
+
+_SECRETS = (
+    (r"//[^/?@\s]*@", "//***@"),  # user and password
+    (r"//(?!\*\*\*@)[^/\s]*\?.*", "//***"),  # of which some character was not escaped
+    (r"\?[^\s\"']+", "?***"),  # query
+    (r"//(?!\*\*\*@).*@", "//***@"),
+    (r"-pw=\S+", "-pw=***"),  # of a GStreamer pipeline
+)
+
+
+def redacted(text: str) -> str:
+    """A text without what urls and pipelines in it keep secret; rather too little than too much."""
+    for secret, shown in _SECRETS:
+        text = re.sub(secret, shown, text, flags=re.DOTALL)
+    return text
