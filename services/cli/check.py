@@ -7,19 +7,27 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
+from common import bus
 from common import config as configs
 from common.config import Camera, Config
-from common.errors import ConfigError, RingError, VigilError
+from common.errors import ConfigError, RingError, SourceError, VigilError
 from common.frames import Shape
+from common.messages import Beat, CameraReport
 from common.paths import Paths
-from common.processes import processes
+from common.processes import capture_name, processes
 from common.sources import SOURCES
+from common.states import CameraState
+from services.cli.listen import accepts, listener, newest_ring
 from services.cli.text import number, size
 
 RUNS = 10
+HEAR_S = 2.0  # four beats
 
 _EPILOG = """\
 examples:
@@ -40,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
     paths = Paths.from_environment()
     print(f"ok  {config.path}: {len(config.cameras)} cameras, {len(config.groups)} groups")
     shapes: dict[str, Shape] = {}
+    beats = in_use(config, paths)
     results = [
-        *(_try(f"camera {name}", partial(camera, config, name, shapes))
+        *(_try(f"camera {name}", partial(camera_in_use, beats[name], paths, config, name, shapes)
+               if name in beats else partial(camera, config, name, shapes))
           for name in config.cameras),
         *(_try(f"group {name}", partial(model, config, name)) for name in config.groups),
         _try("shared memory", partial(room, paths, shapes)),
@@ -66,13 +76,49 @@ def camera(config: Config, name: str, shapes: dict[str, Shape]) -> str:
     module, _, factory = SOURCES[row.source].factory.partition(":")
     path = config.resolve(row.path) if row.path is not None else None
     source = getattr(importlib.import_module(module), factory)(row, path)
-    format = source.open()
-    source.close()
+    try:
+        format = source.open()
+    finally:
+        source.close()
     fps = _fps(row, name, format.fps)
     shape = Shape(format.width, format.height, 3, row.slots, row.policy)
     shapes[name] = shape
     where = f" {path}" if path else ""
     return f"{row.source}{where}, {format.width}x{format.height} at {fps}, {row.policy}"
+
+
+def in_use(config: Config, paths: Paths) -> dict[str, CameraReport]:
+    """What capture says of each device or stream that it has now: most take one user only."""
+    names = {}
+    for name, row in config.cameras.items():
+        endpoint = Path(paths.endpoint(capture_name(name)).removeprefix("ipc://"))
+        if SOURCES[row.source].live and SOURCES[row.source].place and accepts(endpoint):
+            names[f"beat/{capture_name(name)}"] = name
+    heard: dict[str, CameraReport] = {}
+    if names:
+        with listener(config, paths, names) as listening:
+            for _, topic, body in listening.hear(HEAR_S):
+                with suppress(msgspec.DecodeError):  # of another version
+                    beat = bus.decode(topic, body)
+                    if topic in names and isinstance(beat, Beat) and beat.camera is not None:
+                        heard[names[topic]] = beat.camera
+                if len(heard) == len(names):
+                    break
+    return heard
+
+
+def camera_in_use(
+    report: CameraReport, paths: Paths, config: Config, name: str, shapes: dict[str, Shape]
+) -> str:
+    """A camera as its capture process has it; its ring's shape goes into `shapes`."""
+    if ring := newest_ring(paths, name):
+        with ring:
+            shapes[name] = ring.shape
+    row = config.cameras[name]
+    text = f"{row.source}, in use by {capture_name(name)}: {report.state}"
+    if report.state != CameraState.STREAMING or report.problem:
+        raise SourceError(f"{text}, {report.problem or report.reason}")
+    return f"{text}, {report.format}, {row.policy}"
 
 
 def _fps(row: Camera, name: str, own: float | None) -> str:
