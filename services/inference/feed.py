@@ -30,7 +30,7 @@ class Feed:
         self._authority = authority
         self.epoch = 0
         self.hold = 0  # how often the right was taken; tells what belongs to an earlier time
-        self._taken = 0  # newest sequence that is decided or on its way to it
+        self.taken = 0  # newest sequence that is decided or on its way to it
         self._on_the_way = 0  # taken and not decided, of whatever hold
         self._torn = 0  # since the last decision
         self.ring: Ring | None = None
@@ -62,7 +62,7 @@ class Feed:
             if self.ring is not None:
                 self.ring.close()
             self.ring, self.epoch = ring, granted
-            self._taken, self._torn = ring.decided, 0
+            self.taken, self._torn = ring.decided, 0
             self.hold += 1
             return
 
@@ -91,9 +91,9 @@ class Feed:
         if self.ring is None:
             return None
         written = self.ring.written
-        if written <= self._taken:
+        if written <= self.taken:
             return None
-        return self._taken + 1 if self.every else written
+        return self.taken + 1 if self.every else written
 
     @property
     def every(self) -> bool:
@@ -118,7 +118,7 @@ class Feed:
         if not self.ring.intact(sequence):
             self._torn += 1
             return None
-        self._taken = sequence
+        self.taken = sequence
         self._on_the_way += 1
         return known
 
@@ -126,7 +126,7 @@ class Feed:
         """A frame that was taken, and is to be judged once more."""
         self._on_the_way -= 1
         if hold == self.hold:
-            self._taken = min(self._taken, sequence - 1)
+            self.taken = min(self.taken, sequence - 1)
 
     def attempt(self, sequence: int, hold: int) -> bool:
         """Note that the engine gets this frame now; False where it has killed two lanes."""

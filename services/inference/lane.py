@@ -281,9 +281,9 @@ class Lane:
             self._free.append(job.buffer)
             kind = "failed" if job.error else "inferred"
         feed, ring = job.feed, job.feed.ring
-        if ring is None or job.hold != feed.hold:
+        if ring is None or job.hold != feed.hold or job.sequence > feed.taken:
             feed.put_back(job.sequence, job.hold)
-            return  # another lane decides there now
+            return  # another lane decides there now, or one before it was put back
         degraded = self._engines.degraded if self._engines else "no model could be loaded"
         limit_s = feed.camera.stale_after_s
         items = located(items, ring.shape.view, feed.camera.zones)

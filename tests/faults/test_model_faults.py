@@ -31,12 +31,11 @@ from tests.support import Journal, System, balanced, until
 
 Start = Callable[[str], System]
 
+RENDERED = 'source = "virtual"\nprerender = 60\nfps = 30'
 CONFIG = """
 [cameras.belt]
-source = "virtual"
-fps = 30
+CAMERA
 policy = "every"
-prerender = 60
 slots = 64
 stale_after_s = 10.0
 [groups.main]
@@ -60,7 +59,8 @@ class Line:
         self, start: Start, paths: Paths, folder: Path, device: Path, config: str = CONFIG
     ) -> None:
         self.paths, self.folder, self.device = paths, folder, device
-        self.system = start(config.replace("MODEL", FACTORY_MODEL))
+        config = config.replace("MODEL", FACTORY_MODEL).replace("CAMERA", RENDERED)
+        self.system = start(config)
         self.system.until_valid()
         self.lanes = Lanes(paths)
         self.store = self.lanes.store
@@ -418,7 +418,7 @@ class TestAccelerator:
         def start(memory_mb: int = 2000, camera: str = "", **options: bool) -> Line:
             bundle = fake_delegate.bundle(tmp_path / "bundle", library, **options)
             config = CONFIG.replace("MODEL", str(bundle))
-            config = config.replace('source = "virtual"', camera or 'source = "virtual"')
+            config = config.replace("CAMERA", camera or RENDERED)
             config = config.replace("load_s", f"memory_mb = {memory_mb}\nload_s")
             started.append(Line(system, paths, tmp_path, device, config))
             return started[-1]
@@ -427,17 +427,27 @@ class TestAccelerator:
         for one in started:
             one.close()
 
-    def test_gone_and_back(self, start: Callable[..., Line]) -> None:
-        line = start(exclusive=True)
+    def test_gone_and_back(self, start: Callable[..., Line], tmp_path: Path) -> None:
+        """Some frames are dark: who is put back is judged before those that nobody judges."""
+        pictures = tmp_path / "pictures"
+        pictures.mkdir()
+        for index in range(12):
+            picture = np.zeros((480, 640, 3), np.uint8)
+            if index % 2:
+                picture, _ = Scene(640, 480, seed=3).render(index)
+            cv2.imwrite(str(pictures / f"{index:02}.bmp"), picture)
+        source = f'source = "folder"\npath = "{pictures}"\nfps = "max"\ndark_level = 8'
+        line = start(camera=source, exclusive=True)
         line.device.unlink()
-        until(lambda: line.journal.results[-1].validity == Validity.DEGRADED, 10, "the CPU")
+        newest = line.journal.results
+        until(lambda: newest[-1].validity == Validity.DEGRADED, 10, "the CPU")
         assert not line.events("inference-main-a: stopped")
         line.device.write_text("")
-        until(lambda: line.journal.results[-1].validity == Validity.VALID, 20, "the accelerator")
+        until(lambda: newest[-1].validity == Validity.VALID, 20, "the accelerator")
         assert line.events("accelerator.lost")
         assert line.events("accelerator.back")
         seen = {result.validity for result in line.stop()}
-        assert seen == {Validity.VALID, Validity.DEGRADED}
+        assert seen == {Validity.VALID, Validity.DEGRADED, Validity.NOT_INFERRED}
 
     def test_gone_without_a_cpu_variant(self, start: Callable[..., Line]) -> None:
         """Frames flow, none is judged, and each says so; never "nothing there"."""
@@ -478,7 +488,7 @@ class TestAccelerator:
             if index == 60:
                 picture[:40, :40] = (255, 0, 255)
             cv2.imwrite(str(pictures / f"{index:03}.png"), picture)
-        line = start(camera=f'source = "folder"\npath = "{pictures}"\nloop = false')
+        line = start(camera=f'source = "folder"\npath = "{pictures}"\nloop = false\nfps = 30')
         line.device.write_text("FAKE_CRASH=frame")
         until(lambda: line.journal.results[-1].sequence == 90, 30, "all are judged")
         line.journal.stop()
