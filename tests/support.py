@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -86,13 +87,16 @@ class System:
     def kill(self) -> None:
         if self.runner.poll() is None:
             pidfile = self.paths.run / "supervisord.pid"
-            supervisord = psutil.Process(int(pidfile.read_text())) if pidfile.exists() else None
+            processes = []
+            if pidfile.exists():
+                supervisord = psutil.Process(int(pidfile.read_text()))
+                processes = [*supervisord.children(), supervisord]
             self.runner.kill()
             self.runner.wait()
-            if supervisord is not None:
-                for process in (*supervisord.children(), supervisord):
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):  # without its parent it also ends by itself
                     process.kill()
-                supervisord.wait(10)
+            psutil.wait_procs(processes, 10)
 
 
 def balanced(account: dict[str, int]) -> bool:

