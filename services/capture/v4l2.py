@@ -17,10 +17,9 @@ from common.config import Camera
 from common.errors import SourceError
 from common.states import Policy
 from common.v4l2 import Buffer, Device
-from services.capture.source import Format, Picture, SizeChangedError, Stamp
+from services.capture.source import BadPictureError, Format, Picture, SizeChangedError, Stamp
 
 BUFFERS = {Policy.LATEST: 4, Policy.EVERY: 8}  # the driver drops what finds none free
-READ_S = 0.4  # for another picture where the one read was damaged
 DAMAGED = 30  # so many in a row: the camera is to be connected anew
 NEWER_NS = 5_000_000_000  # a time stamp further back is none
 
@@ -151,10 +150,6 @@ class V4l2Source:
             buffer = Buffer(type=v4l2.CAPTURE, memory=v4l2.MMAP)
             if not device.ask(v4l2.DQBUF, buffer, errno.EAGAIN):
                 break
-            if buffer.flags & v4l2.BUFFER_ERROR or buffer.bytesused < self._bytes:
-                device.ask(v4l2.QBUF, buffer)
-                self._count_damaged("marked as damaged by the driver, or cut off")
-                continue
             self.skip()
             self._held = buffer
         return self._held is not None
@@ -174,44 +169,44 @@ class V4l2Source:
             self._device.ask(v4l2.QBUF, buffer)
 
     def read(self, into: Picture) -> Stamp | None:
-        while self.wait(READ_S):
-            if into.shape != (self._format.height, self._format.width, 3):
-                raise SizeChangedError(self._format.width, self._format.height)
-            buffer = self._held
-            assert buffer is not None
-            index, size, stamp = buffer.index, buffer.bytesused, _stamp(buffer)
-            whole = self._convert(index, size, into)
-            self.skip()
-            if whole:
-                self._damaged = 0
-                return stamp
-            self._count_damaged("no whole JPEG")
-        raise SourceError(f"{self._path}: no picture within {READ_S} s that is not damaged")
+        buffer = self._held
+        assert buffer is not None, "wait comes first"
+        if into.shape != (self._format.height, self._format.width, 3):
+            raise SizeChangedError(self._format.width, self._format.height)
+        stamp, damage = _stamp(buffer), ""
+        if buffer.flags & v4l2.BUFFER_ERROR:
+            damage = "the driver says that it is damaged"
+        elif buffer.bytesused < self._bytes:
+            damage = f"{buffer.bytesused} bytes of {self._bytes}"
+        else:
+            damage = self._convert(buffer.index, buffer.bytesused, into)
+        self.skip()
+        self._damaged = self._damaged + 1 if damage else 0
+        if self._damaged >= DAMAGED:
+            raise SourceError(f"{self._path}: {DAMAGED} damaged pictures in a row: {damage}")
+        if damage:
+            raise BadPictureError(f"picture {stamp.mark}: {damage}")
+        return stamp
 
-    def _convert(self, index: int, size: int, into: Picture) -> bool:
-        """Fill `into` in place; False where the buffer holds no whole picture.
+    def _convert(self, index: int, size: int, into: Picture) -> str:
+        """Fill `into` in place; what is wrong where the buffer holds no whole picture.
 
         No local name holds a view of a map: a traceback would keep it from being unmapped.
         """
         layout = RAW.get(self._format.name)
         if layout is None:
             try:
-                header = simplejpeg.decode_jpeg_header(self._pictures[index][:size])
-                if header[:2] != into.shape[:2]:
-                    return False
+                height, width, *_ = simplejpeg.decode_jpeg_header(self._pictures[index][:size])
+                if (height, width) != into.shape[:2]:
+                    return f"a JPEG of {width}x{height}"
                 simplejpeg.decode_jpeg(self._pictures[index][:size], "BGR", buffer=into)
-            except ValueError:
-                return False
+            except ValueError as error:
+                return f"no whole JPEG: {error}"
         elif layout.to_bgr is None:
             np.copyto(into, self._pictures[index])
         else:
             cv2.cvtColor(self._pictures[index], layout.to_bgr, dst=into)
-        return True
-
-    def _count_damaged(self, what: str) -> None:
-        self._damaged += 1
-        if self._damaged >= DAMAGED:
-            raise SourceError(f"{self._path}: {self._damaged} pictures in a row are {what}")
+        return ""
 
     def _stop(self, device: Device) -> None:
         device.ask(v4l2.STREAMOFF, c_int32(v4l2.CAPTURE))
