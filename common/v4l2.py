@@ -25,7 +25,6 @@ CAPTURE = 1  # v4l2_buf_type
 MMAP = 1  # v4l2_memory
 PROGRESSIVE = 1  # v4l2_field
 CAP_CAPTURE, CAP_CAPTURE_MPLANE, CAP_STREAMING = 0x1, 0x1000, 0x04000000
-CAP_TIME_PER_FRAME = 0x1000
 BUFFER_ERROR, BUFFER_CLOCK, BUFFER_MONOTONIC = 0x40, 0xE000, 0x2000
 SOURCE_CHANGE = 5  # v4l2_event
 INTEGER, BOOLEAN, MENU, BUTTON, BITMASK, INTEGER_MENU = 1, 2, 3, 4, 8, 9  # v4l2_ctrl_type
@@ -176,6 +175,8 @@ QUERY_EXT_CTRL = _request("QUERY_EXT_CTRL", 103, ControlQuery)
 NOT_THERE = (errno.EINVAL, errno.ENOTTY, errno.ENODATA)  # the driver has no such thing
 _WHY = {
     errno.EBUSY: "another process uses it; end that one, or give each camera its own device",
+    errno.ENOSPC: "its USB bus has no bandwidth left for this: a smaller size, a lower rate, MJPG, "
+    "or another port",
     errno.ENODEV: "the device is gone",
     errno.ENXIO: "the device is gone",
     errno.EIO: "the device does not answer any more",
@@ -297,10 +298,7 @@ class Device:
     def formats(self) -> dict[str, str]:
         """What it gives, and what each is in words."""
         one = Description(type=CAPTURE)
-        return {
-            fourcc(one.pixelformat): text(one.description)
-            for _ in self._each(ENUM_FMT, one)
-        }
+        return {fourcc(one.pixelformat): text(one.description) for _ in self._each(ENUM_FMT, one)}
 
     def sizes(self, format: str) -> list[Sizes]:
         """Empty where the driver does not tell."""

@@ -21,13 +21,15 @@ import pytest
 from common import v4l2
 from common.config import Camera, load
 from common.errors import SourceError
-from common.paths import PROJECT
+from common.paths import PROJECT, Paths
 from common.states import Policy
 from common.v4l2 import Device, Request, choose
 from services.capture.source import BadPictureError, Picture
 from services.capture.v4l2 import DAMAGED, RAW, V4l2Source
 from services.cli import cameras
+from services.cli.listen import accepts
 from tests.servers.running import IN_URL, MJPEG, PASSWORD, Server
+from tests.support import until
 
 REQUESTS = {one.number: one.name for one in vars(v4l2).values() if isinstance(one, Request)}
 WEBCAM = {  # raw where the cable allows it, as most have it
@@ -280,6 +282,53 @@ def test_no_camera_is_said(
     monkeypatch.setattr(cameras, "attached", list)
     assert cameras.run(Namespace(url=None, json=False)) == cameras.NOT_WELL
     assert "no camera: no video device" in capsys.readouterr().out
+
+
+# A real process with a real beat, of which only the camera is made up.
+CAPTURE = """
+import sys
+from common.messages import CameraReport
+from common.service import main
+from common.states import ProcessState
+
+def body(service):
+    while not service.stopping:
+        report = CameraReport(sys.argv[1], 0, "pulled", "640x480 YUYV 30/s")
+        service.beat(ProcessState.RUNNING, camera=report)
+        service.pause(0.1)
+
+main("capture-belt", body)
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (
+            "streaming",
+            "ok  camera belt: v4l2, in use by capture-belt: streaming, 640x480 YUYV 30/s",
+        ),
+        ("lost", "vigil: camera belt: v4l2, in use by capture-belt: lost, pulled"),
+    ],
+)
+def test_vigil_check_opens_no_camera_that_capture_has(paths: Paths, state: str, said: str) -> None:
+    file = paths.root / "vigil.toml"
+    camera = 'source = "v4l2"\ndevice = "/dev/nowhere"'
+    file.write_text(f'[cameras.belt]\n{camera}\n[groups.main]\nmodel = "m"\n')
+    environment = os.environ | {"VIGIL_CONFIG": str(file)}
+    check = [sys.executable, "-m", "services.cli.main", "check"]
+    with subprocess.Popen(
+        [sys.executable, "-c", CAPTURE, state], cwd=PROJECT, env=environment
+    ) as capture:
+        endpoint = Path(paths.endpoint("capture-belt").removeprefix("ipc://"))
+        try:
+            until(lambda: accepts(endpoint), 10, "capture to start")
+            done = subprocess.run(
+                check, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=30
+            )
+        finally:
+            capture.terminate()
+    assert said in done.stdout + done.stderr
 
 
 def test_vigil_cameras_asks_a_stream(tmp_path: Path) -> None:
