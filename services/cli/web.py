@@ -3,6 +3,7 @@
 The standard library's `http.server` would bring `email` and `ssl`, 7 MB.
 """
 
+import math
 import socket
 import socketserver
 import time
@@ -11,10 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote
 
-CONNECTIONS = 32  # one more, and the one that did nothing for the longest time is closed
+CONNECTIONS = 32  # one more, and the one that has done nothing for the longest time is closed
 HEAD_BYTES = 8192
 HEAD_S = 5.0  # from the first to the last byte of a request
 IDLE_S = 30.0  # between two requests
+SEND_BYTES = 131_072  # kept by the kernel for who does not read
 SEND_S = 15.0  # for a whole answer; who has not read it by then is let go
 
 REASONS = {
@@ -70,14 +72,14 @@ class Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address = True
     daemon_threads = True
-    request_queue_size = CONNECTIONS
+    request_queue_size = 4 * CONNECTIONS
 
     def __init__(self, address: str, port: int, answer: Callable[[Request], Answer]) -> None:
         """Raises: OSError: it can't listen there."""
         found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         self.address_family = found[0]
         self.answer = answer
-        self.open: dict[socket.socket, float] = {}  # when each has done something last
+        self.open: dict[socket.socket, float] = {}  # since when each has done nothing
         super().__init__((str(found[4][0]), port), _Connection)
 
     def process_request(self, request: object, client_address: object) -> None:
@@ -98,12 +100,16 @@ class _Connection(socketserver.BaseRequestHandler):
     def setup(self) -> None:
         self._received = b""
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
 
     def handle(self) -> None:
         with suppress(OSError):  # whoever asked has gone, or does not read
             while self._serve():
-                if self.request in self.server.open:
-                    self.server.open[self.request] = time.monotonic()
+                self._idle_since(time.monotonic())
+
+    def _idle_since(self, when: float) -> None:
+        if self.request in self.server.open:
+            self.server.open[self.request] = when
 
     def finish(self) -> None:
         self.server.open.pop(self.request, None)
@@ -114,7 +120,9 @@ class _Connection(socketserver.BaseRequestHandler):
         if head is None:
             return False
         request = _parse(head)
+        self._idle_since(math.inf)  # it waits for us
         answer = request if isinstance(request, Answer) else self.server.answer(request)
+        self._idle_since(time.monotonic())
         close = answer.status >= 400 or b"connection: close" in head.lower()
         self.request.settimeout(SEND_S)
         self.request.sendall(answer.encode(close))

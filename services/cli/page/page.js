@@ -162,6 +162,7 @@ function paint(card, bitmap) {
     Object.assign(g.dataset, { label: item.label, score: item.score.toFixed(3) });
     return g;
   });
+  Object.assign(card.stage.dataset, { ring: told.ring, sequence: told.sequence });
   over.replaceChildren(...zones, ...truth, ...found);
   rows(card.placeless, items.filter((item) => !item.box).slice(0, 5), element("li"),
     (li, item) => say(li, `${item.label} ${item.score.toFixed(2)}`));
