@@ -227,6 +227,9 @@ class Capture:
         stamp = self._read(into)
         if stamp is None:
             return False
+        if self._camera.policy is Policy.EVERY:
+            for _ in range(stamp.lost):  # no part may pass unseen, and uncounted
+                ring.count_overrun()
         sight = self._look(into, stamp)
         trigger = self._trigger_for(into, stamp)
         if self._triggers and trigger is None:

@@ -35,6 +35,7 @@ class Stamp:
 
     captured_ns: int  # CLOCK_MONOTONIC; the driver's where it gives one, else before decoding
     truth: tuple[TruthItem, ...] | None = None
+    lost: int = 0  # frames before it that are gone and were never seen here
     mark: int | None = None  # the source's own count or time of it: a frozen one repeats it
 
 

@@ -140,12 +140,18 @@ class _Connection:
             self.fps = float(stream.average_rate) if stream.average_rate else None
             self.codec = codec
             self.doing = "waiting for a picture"
+            before = time.monotonic_ns()
             for packet in container.demux(stream):
+                now = time.monotonic_ns()
                 if self._stopping:
                     return "it was closed"
+                if now - before > self._camera.lost_s * 1e9:
+                    raise av.error.ExitError(0, "")  # all that came is what a parser still held
                 if packet.size:
-                    packet.opaque = time.monotonic_ns()
+                    # A parser knows a picture's end by the next one's beginning.
+                    packet.opaque = now if self.intra else before
                     self._put(packet)
+                before = now
             return "it ended the stream"
 
     def _put(self, packet: _Packet) -> None:

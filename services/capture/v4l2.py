@@ -53,6 +53,7 @@ class V4l2Source:
         self._pictures: list[Picture] = []  # over the maps, in the driver's layout
         self._held: Buffer | None = None  # filled, and not given back yet
         self._damaged = 0
+        self._next = self._lost = 0  # the driver's next sequence; its frames that never came
 
     def open(self) -> Format:
         self.close()
@@ -152,6 +153,8 @@ class V4l2Source:
                 break
             self.skip()
             self._held = buffer
+            self._lost += max(0, buffer.sequence - self._next) if self._next else 0
+            self._next = buffer.sequence + 1
         return self._held is not None
 
     def _hear(self, device: Device) -> None:
@@ -173,7 +176,8 @@ class V4l2Source:
         assert buffer is not None, "wait comes first"
         if into.shape != (self._format.height, self._format.width, 3):
             raise SizeChangedError(self._format.width, self._format.height)
-        stamp, damage = _stamp(buffer), ""
+        stamp, damage = _stamp(buffer, self._lost), ""
+        self._lost = 0
         if buffer.flags & v4l2.BUFFER_ERROR:
             damage = "the driver says that it is damaged"
         elif buffer.bytesused < self._bytes:
@@ -225,15 +229,16 @@ class V4l2Source:
             self._poll = select.poll()
             self._device.close()
         self._device, self._damaged = None, 0
+        self._next = self._lost = 0
 
 
-def _stamp(buffer: Buffer) -> Stamp:
+def _stamp(buffer: Buffer, lost: int) -> Stamp:
     """The driver's time, where it is of our clock and can be right."""
     now = time.monotonic_ns()
     taken = buffer.seconds * 1_000_000_000 + buffer.microseconds * 1000
     monotonic = buffer.flags & v4l2.BUFFER_CLOCK == v4l2.BUFFER_MONOTONIC
     right = monotonic and 0 <= now - taken < NEWER_NS
-    return Stamp(taken if right else now, mark=buffer.sequence)
+    return Stamp(taken if right else now, lost=lost, mark=buffer.sequence)
 
 
 def set_control(device: Device, name: str, value: int | bool | str) -> None:

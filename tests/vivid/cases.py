@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from ctypes import c_uint32
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,11 @@ def test_every_loses_none_and_latest_takes_the_newest(opened: Callable[..., Open
     assert every.source.wait(3)
     every.source.skip()
     assert every.read().mark == first + 6
+    time.sleep(14 / SLOW)  # more than there are buffers
+    late = [every.read() for _ in range(12)]
+    marks = [one.mark for one in late if one.mark is not None]
+    gaps = sum(after - before - 1 for before, after in pairwise([first + 6, *marks]))
+    assert sum(one.lost for one in late) == gaps > 0, "what the driver dropped is known"
     every.source.close()
     latest = opened(fps=SLOW)
     first = latest.read().mark
