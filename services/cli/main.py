@@ -14,6 +14,7 @@ COMMANDS = {
     "check": ("services.cli.check", "is vigil.toml right, do its sources open, its models run?"),
     "status": ("services.cli.status", "one screen: what runs, how fast, how old, how valid"),
     "cameras": ("services.cli.cameras", "what is attached, with a ready block for vigil.toml"),
+    "trigger": ("services.cli.trigger", "have a camera inspect one part now"),
     "models": ("services.cli.models", "the slots of each group: state, tries, why one is bad"),
     "install": (
         "services.cli.install",
