@@ -55,6 +55,7 @@ class _Connection:
         self._changed = threading.Condition()
         self._stopping = self._skipping = False
         self._error = ""
+        self._lost = 0
         self.doing = "looking up its name"
         self.codec: av.VideoCodecContext | None = None
         self.intra = False
@@ -85,7 +86,14 @@ class _Connection:
             with self._changed:
                 self._to_key_frame()
 
+    def lost(self) -> int:
+        """Packets that were dropped since it was last asked."""
+        with self._changed:
+            lost, self._lost = self._lost, 0
+            return lost
+
     def _to_key_frame(self) -> None:
+        self._lost += len(self._packets)
         self._packets.clear()
         self._skipping = True
 
@@ -158,9 +166,11 @@ class _Connection:
         with self._changed:
             if self.intra and len(self._packets) == INTRA_QUEUE:
                 self._packets.popleft()
+                self._lost += 1
             elif len(self._packets) == QUEUE:
                 self._to_key_frame()
             self._skipping &= not packet.is_keyframe
+            self._lost += self._skipping
             if not self._skipping:
                 self._packets.append(packet)
                 self._changed.notify()
@@ -233,7 +243,7 @@ class StreamSource:
         np.copyto(into, self._to_bgr.reformat(frame, format="bgr24", threads=1).to_ndarray())
         # Time stamps of MJPEG over HTTP are FFmpeg's own count.
         mark = frame.pts if self._camera.source == "rtsp" else None
-        return Stamp(cast(int, frame.opaque), mark=mark)
+        return Stamp(cast(int, frame.opaque), lost=self._open.lost(), mark=mark)
 
     def _decode(self, until: float) -> bool:
         """Decode until then, at least what is there, or until a picture comes, a bad one too."""

@@ -26,10 +26,10 @@ BASIC = f"Basic {b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
 
 
 def jpeg(place: int, width: int = 320, height: int = 240) -> bytes:
-    """Red on the left, blue on the right, and a grey square that moves."""
+    """Orange on the left, blue on the right, and a grey square that moves."""
     picture = np.zeros((height, width, 3), np.uint8)
-    picture[:, : width // 2] = 0, 0, 255
-    picture[:, width // 2 :] = 255, 0, 0
+    picture[:, : width // 2] = 0, 180, 255
+    picture[:, width // 2 :] = 255, 60, 0
     x = place * 8 % (width - 16)
     picture[:16, x : x + 16] = 128
     return bytes(cv2.imencode(".jpg", picture)[1])
