@@ -80,6 +80,11 @@ class Listener:
                 if now >= until:  # a flood never runs dry
                     return
 
+    def want(self, prefix: str, wanted: bool) -> None:
+        """Hear topics with this prefix from now on, or no more."""
+        option = zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE
+        self._subscriber.socket.setsockopt(option, prefix.encode())
+
     def close(self) -> None:
         self._subscriber.close()
         self._context.destroy(linger=0)

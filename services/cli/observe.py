@@ -34,10 +34,12 @@ from services.cli.truth import Score
 
 JUDGED = (Validity.VALID, Validity.STALE, Validity.DEGRADED)
 BEAT_NS = 1_000_000_000  # at the longest between two beats of a process that progresses
-PREFIXES = ("beat/", "truth/", "health")
+PREFIXES = ("beat/", "health")
 BLIND = (CameraState.LOST, CameraState.STALLED, CameraState.FROZEN, CameraState.DARK)
 RATE_S = 3.0  # rates are those of the newest so many seconds
 COUNTED = 8  # frames in them that tell a rate; of fewer, their times do
+FAST_PER_S = 100.0  # truth that comes faster is heard at the end of each round, for SAMPLE_S
+SAMPLE_S = 0.1
 
 
 class ProcessStatus(msgspec.Struct):
@@ -131,6 +133,9 @@ class Observer:
         self._counts: dict[str, deque[tuple[int, int, int]]] = {}  # when, captured, judged
         self._undecoded = 0
         self._heard_s = 0.0
+        for topic in self._topics:
+            if topic.startswith("truth/"):
+                listener.want(topic, True)
 
     def listen(self, seconds: float, batch_s: float = 0.0) -> None:
         """
@@ -139,11 +144,22 @@ class Observer:
         """
         self._heard_s = seconds
         self._first_beats.clear()
+        fast = []
         for name in self._config.cameras:
             if ring := newest_ring(self._paths, name):
                 with ring:
-                    self._count(ring, time.monotonic_ns())
-                    self._score(ring)
+                    captured_per_s, _ = self._count(ring, time.monotonic_ns())
+                    if self._score(ring) and (captured_per_s or 0.0) > FAST_PER_S:
+                        fast.append(f"truth/{name}")
+        if fast:
+            for topic in fast:
+                self._listener.want(topic, False)
+            self._hear(seconds - SAMPLE_S, batch_s)
+            for topic in fast:
+                self._listener.want(topic, True)
+        self._hear(min(SAMPLE_S, seconds) if fast else seconds, batch_s)
+
+    def _hear(self, seconds: float, batch_s: float) -> None:
         for at, topic, body in self._listener.hear(seconds, batch_s):
             if topic not in self._streams:
                 continue
@@ -263,7 +279,7 @@ class Observer:
             _report(row, beat.camera, now)
         if ring := newest_ring(self._paths, name):
             with ring:
-                self._look_into(ring, row, rate, now)
+                self._look_into(ring, row, rate)
         else:
             row.problems.append("no frame yet: capture has not made its ring")
         if not settings.trigger:
@@ -271,20 +287,22 @@ class Observer:
         row.problems += _camera_problems(row) if ring else []
         return row
 
-    def _look_into(self, ring: Ring, row: CameraStatus, rate: float | None, now: int) -> None:
+    def _look_into(self, ring: Ring, row: CameraStatus, rate: float | None) -> None:
         account = ring.account()
         row.account = asdict(account)
         row.size = ring.shape.width, ring.shape.height
         if not account.balanced:
             row.problems.append("the account of its frames does not balance")
-        filled = []
+        filled, captured = [], 0
         written = ring.written
         for sequence in range(max(written - ring.shape.slots, ring.base) + 1, written + 1):
             captured_ns, filled_ns = ring.times(sequence)
             if ring.intact(sequence):
                 filled.append(filled_ns)
-                row.frame_age_s = (now - captured_ns) / 1e9
+                captured = captured_ns
         decided = self._journal(ring)
+        now = time.monotonic_ns()
+        row.frame_age_s = (now - captured) / 1e9 if captured else None
         times = [result.captured_ns + result.age_ns for result in decided]
         captured_per_s, judged_per_s = self._count(ring, now)
         row.frames = _flow(filled, captured_per_s, rate, now)

@@ -36,7 +36,7 @@ FACTORY = GOOD.replace("nowhere", f"{PROJECT}/models/factory")
 PROCESS = """
 import sys
 from common.frames import Ring, Shape
-from common.messages import Frame
+from common.messages import CameraReport, Frame
 from common.service import Service, main
 from common.states import ProcessState
 import select, time
@@ -48,7 +48,7 @@ def body(service):
         now = time.monotonic_ns()
         sequence = ring.publish(now, now)
         service.progressed()
-        service.beat(ProcessState.RUNNING, camera="streaming")
+        service.beat(ProcessState.RUNNING, camera=CameraReport("streaming", now))
         service.publish("frame/belt", Frame(ring.generation, sequence, now, now))
         service.publish_bytes("truth/belt", b"\\xc1 of another version")
         select.select([service.wake_fd], [], [], 0.05)
@@ -351,7 +351,7 @@ def test_every_command_on_the_running_system(
     listed = line.vigil("tap", "list")
     assert (listed.returncode, listed.stderr) == (0, "")
     rows = {row.split()[0]: row for row in listed.stdout.splitlines()[1:]}
-    seldom = {"event", "health", "shadow/belt"}
+    seldom = {"event", "health", "shadow/belt", "trigger/belt"}
     always = {"frame/belt", "result/belt", "truth/belt", *(f"beat/{name}" for name in names)}
     assert set(rows) == seldom | always
     assert "inference-main-a" in rows["result/belt"]

@@ -209,6 +209,7 @@ function judge() {
   const banner = find("#banner"), said = lost
     ? "No connection: this page has lost the device. What is shown is what it saw last." : trouble;
   banner.hidden = !said;
+  mark(find("main"), "data-old", said ? "" : null);
   say(banner, said);
   const problems = status?.problems.length ?? 0;
   const text = lost ? "no connection" : trouble ? "not running" : !status ? "connecting"
@@ -271,7 +272,7 @@ function open(row) {
 function camera(card) {
   const { node, row, past } = card, now = performance.now() / 1e3;
   if (row.size) card.stage.style.aspectRatio = `${row.size[0]} / ${row.size[1]}`;
-  chip(field(node, "state"), row.state + (row.state_s == null ? "" : ` ${seconds(row.state_s)}`),
+  chip(field(node, "state"), row.state + (row.state_s == null ? "" : ` for ${seconds(row.state_s)}`),
     row.state === "streaming" ? "ok" : ["ended", "connecting"].includes(row.state) ? "warn" : "bad");
   say(field(node, "source"), `${row.source}${row.format && ", "}${row.format}`);
   past.push({ at: now, captured: row.frames.per_s, judged: row.results.per_s, ...row.stages_ms });
