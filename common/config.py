@@ -87,6 +87,12 @@ class Camera(_Section, frozen=True):
     zones: dict[str, Zone] = {}
     trigger: TriggerOptions | None = None
 
+    @property
+    def polygons(self) -> dict[str, Polygon]:
+        """Every one that has to lie in the picture, by the key it stands under."""
+        zones = {f"zones.{name}": zone.points for name, zone in self.zones.items()}
+        return zones | {f"masks[{index}]": mask for index, mask in enumerate(self.masks)}
+
 
 class Group(_Section, frozen=True):
     """[groups.NAME]: the cameras that share a model."""

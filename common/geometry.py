@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from common.errors import SourceError
+
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 Point = tuple[float, float]
 Matrix = tuple[float, float, float, float, float, float]
@@ -85,6 +87,40 @@ class View:
         """None: the picture is the full one."""
         width, height, *matrix = _PACKED.unpack(packed)
         return cls(width, height, tuple(matrix)) if width else None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What geometry makes of a full picture: cut, then scaled, turned and flipped."""
+
+    crop: tuple[int, int, int, int]
+    scaled: tuple[int, int]  # width, height before it is turned
+    size: tuple[int, int]
+    view: View | None  # None: nothing changes
+
+
+def fit(
+    full: tuple[int, int],
+    crop: tuple[int, int, int, int] | None,
+    rotate: int,
+    flip: str,
+    scale: float,
+) -> Fit:
+    """
+    Raises:
+        SourceError: the crop does not lie in the picture.
+    """
+    width, height = full
+    x, y, w, h = crop = crop or (0, 0, width, height)
+    if x < 0 or y < 0 or x + w > width or y + h > height:
+        raise SourceError(
+            f"crop = {list(crop)} lies outside the {width}x{height} picture; it is x, y, "
+            "width, height"
+        )
+    scaled = max(1, round(w * scale)), max(1, round(h * scale))
+    size = scaled[::-1] if rotate in (90, 270) else scaled
+    same = crop == (0, 0, width, height) and not rotate and flip == "none" and scaled == full
+    return Fit(crop, scaled, size, None if same else View.make(full, crop, rotate, flip, size))
 
 
 def _then(first: Matrix, second: Matrix) -> Matrix:

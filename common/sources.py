@@ -1,7 +1,11 @@
 """One table: every kind of camera source. To add one: a row here, a file in services/capture."""
 
+import importlib
 import re
 from dataclasses import dataclass
+from typing import Any
+
+from common.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -9,6 +13,7 @@ class SourceKind:
     name: str
     factory: str  # module:class, imported only by the capture process that uses it
     place: str  # key of vigil.toml that says where it is; "": it has none
+    extra: str  # of pyproject.toml, that holds the packages it needs
     live: bool  # goes on while the ring is full (overrun), unless at fps = "max"; others wait
     keys: tuple[str, ...] = ()  # of vigil.toml, that only such a camera knows
 
@@ -20,15 +25,17 @@ SOURCES = {
             "virtual",
             "services.capture.virtual:VirtualSource",
             "",
+            "vision",
             live=True,
             keys=("seed", "prerender", "gaps"),
         ),
-        SourceKind("video", "services.capture.video:VideoSource", "path", live=False),
-        SourceKind("folder", "services.capture.folder:FolderSource", "path", live=False),
+        SourceKind("video", "services.capture.video:VideoSource", "path", "vision", live=False),
+        SourceKind("folder", "services.capture.folder:FolderSource", "path", "vision", live=False),
         SourceKind(
             "recording",
             "services.capture.recording:RecordingSource",
             "path",
+            "recording",
             live=False,
             keys=("recorded",),
         ),
@@ -36,6 +43,7 @@ SOURCES = {
             "v4l2",
             "services.capture.v4l2:V4l2Source",
             "device",
+            "v4l2",
             live=True,
             keys=("format", "controls"),
         ),
@@ -43,17 +51,39 @@ SOURCES = {
             "rtsp",
             "services.capture.stream:StreamSource",
             "url",
+            "network",
             live=True,
             keys=("transport",),
         ),
-        SourceKind("mjpeg", "services.capture.stream:StreamSource", "url", live=True),
+        SourceKind("mjpeg", "services.capture.stream:StreamSource", "url", "network", live=True),
         SourceKind(
-            "gstreamer", "services.capture.gstreamer:GstreamerSource", "pipeline", live=True
+            "gstreamer",
+            "services.capture.gstreamer:GstreamerSource",
+            "pipeline",
+            "vision",
+            live=True,
         ),
     )
 }
 
 PLACES = ("path", "device", "url", "pipeline")
+
+
+def factory(source: str) -> Any:
+    """The class of a kind of source, imported only here so that each process loads one kind.
+
+    Raises:
+        ConfigError: a Python package that it needs is not installed.
+    """
+    kind = SOURCES[source]
+    module, _, name = kind.factory.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{source} cameras need the Python package {error.name}, which is not installed; "
+            f"pip install '.[{kind.extra}]' brings it"
+        ) from error
 
 
 _SECRETS = (

@@ -256,7 +256,7 @@ class Capture:
         return np.frombuffer(ring.begin(), np.uint8).reshape(shape.height, shape.width, 3)
 
     def _scratch(self) -> Picture:
-        return np.empty((self._shaping.height, self._shaping.width, 3), np.uint8)
+        return np.empty((*self._shaping.size[::-1], 3), np.uint8)
 
     def _look(self, picture: Picture, stamp: Stamp) -> Sight:
         """What the picture shows at a glance."""

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from common.config import Camera
-from common.errors import SourceError
-from common.geometry import View, outside
+from common.geometry import fit, outside
 from services.capture.source import Picture
 
 _SOFT = 0.5  # scaled down further than this, pixels are averaged, not picked
@@ -21,34 +20,19 @@ class Shaping:
 
     def __init__(self, camera: Camera, width: int, height: int) -> None:
         self._camera = camera
-        crop = camera.crop or (0, 0, width, height)
-        x, y, w, h = crop
-        if x < 0 or y < 0 or x + w > width or y + h > height:
-            raise SourceError(
-                f"crop = {list(crop)} lies outside the {width}x{height} picture; it is x, y, "
-                "width, height"
-            )
+        shape = fit((width, height), camera.crop, camera.rotate, camera.flip, camera.scale)
+        x, y, w, h = shape.crop
         self._cut = np.s_[y : y + h, x : x + w]
-        self._scaled = max(1, round(w * camera.scale)), max(1, round(h * camera.scale))
-        turned = camera.rotate in (90, 270)
-        self.width, self.height = self._scaled[::-1] if turned else self._scaled
-        view = View.make((width, height), crop, camera.rotate, camera.flip, self.size)
+        self._scaled, self.size, self.view = shape.scaled, shape.size, shape.view
         self.full: Picture | None = None  # where the source writes; None: straight into the ring
-        self.view: View | None = None
-        if view.matrix != (1, 0, 0, 0, 1, 0) or self.size != (width, height):
-            self.view, self.full = view, np.empty((height, width, 3), np.uint8)
+        if self.view is not None:
+            self.full = np.empty((height, width, 3), np.uint8)
         place = self.view.from_full if self.view else tuple
         self._masks = [
             np.rint([place(point) for point in mask]).astype(np.int32) for mask in camera.masks
         ]
-        places = {f"zones.{name}": zone.points for name, zone in camera.zones.items()}
-        places |= {f"masks[{index}]": mask for index, mask in enumerate(camera.masks)}
-        self.problem = "; ".join(outside(places, width, height))
+        self.problem = "; ".join(outside(camera.polygons, width, height))
         """What of the configuration does not fit a picture of this size."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.width, self.height
 
     def apply(self, into: Picture) -> None:
         """Fill `into` (height x width x 3) from `full`, where there is one; blacken the masks."""

@@ -1,6 +1,5 @@
 """What capture asks of a source of pictures; the table of them is `common.sources`."""
 
-import importlib
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from common.config import Camera, Config
 from common.messages import TruthItem
-from common.sources import SOURCES
+from common.sources import factory
 
 Picture = NDArray[np.uint8]  # rows x columns x 3, BGR
 
@@ -99,11 +98,8 @@ class Ready:
 
 
 def make(config: Config, camera: Camera) -> Source:
-    """The source of a camera, imported only here so that each process loads one kind."""
-    module, _, name = SOURCES[camera.source].factory.partition(":")
-    factory = getattr(importlib.import_module(module), name)
     path = config.resolve(camera.path) if camera.path is not None else None
-    return cast(Source, factory(camera, path))
+    return cast(Source, factory(camera.source)(camera, path))
 
 
 def whole_jpeg(data: bytes) -> bool:

@@ -2,7 +2,6 @@
 loaded and run, and the room for the frame rings is measured. A line for each thing."""
 
 import argparse
-import importlib
 import os
 import sys
 import time
@@ -18,10 +17,11 @@ from common import config as configs
 from common.config import Camera, Config
 from common.errors import ConfigError, RingError, SourceError, VigilError
 from common.frames import Shape
+from common.geometry import fit, outside
 from common.messages import Beat, CameraReport
 from common.paths import Paths
 from common.processes import capture_name, processes
-from common.sources import SOURCES
+from common.sources import SOURCES, factory
 from common.states import CameraState
 from services.cli.listen import accepts, listener, newest_ring
 from services.cli.text import number, size
@@ -73,16 +73,17 @@ def _try(subject: str, check: Callable[[], str]) -> bool:
 def camera(config: Config, name: str, shapes: dict[str, Shape]) -> str:
     """Open a camera's source; its ring's shape goes into `shapes`."""
     row = config.cameras[name]
-    module, _, factory = SOURCES[row.source].factory.partition(":")
     path = config.resolve(row.path) if row.path is not None else None
-    source = getattr(importlib.import_module(module), factory)(row, path)
+    source = factory(row.source)(row, path)
     try:
         format = source.open()
     finally:
         source.close()
     fps = _fps(row, name, format.fps)
-    shape = Shape(format.width, format.height, 3, row.slots, row.policy)
-    shapes[name] = shape
+    shape = fit((format.width, format.height), row.crop, row.rotate, row.flip, row.scale)
+    shapes[name] = Shape(*shape.size, 3, row.slots, row.policy, shape.view)
+    if problems := outside(row.polygons, format.width, format.height):
+        raise ConfigError("; ".join(problems))
     where = f" {path}" if path else ""
     return f"{row.source}{where}, {format.width}x{format.height} at {fps}, {row.policy}"
 

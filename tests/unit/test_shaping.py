@@ -25,7 +25,7 @@ def picture() -> Picture:
 
 def shaped(camera: Camera) -> tuple[Shaping, Picture]:
     shaping = Shaping(camera, WIDTH, HEIGHT)
-    into = np.full((shaping.height, shaping.width, 3), 7, np.uint8)
+    into = np.full((*shaping.size[::-1], 3), 7, np.uint8)
     if shaping.full is None:
         into[:] = picture()
     else:
