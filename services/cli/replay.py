@@ -8,12 +8,14 @@ pictures anew. Where none does, the recorded results are decided in the rings as
 import argparse
 import os
 import select
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, TypeVar
 
 import msgspec
@@ -57,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         stack.callback(source.close)
         replay = Replay(paths, config, source)
         stack.callback(replay.close)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, replay.stop))
         replay.play(args.speed, step=args.step, loop=args.loop)
         return replay.end()
 
@@ -112,6 +116,7 @@ class Replay:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._stack.callback(self._context.destroy, linger=0)
         self._publishers: dict[str, Publisher] = {}
+        self._stopping = False
         self._shift = 0  # from recorded moments to those of now, ns
         self.counts: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
@@ -171,6 +176,9 @@ class Replay:
                 (self._paths.rings / f"{line.name}.{generation}").unlink()
             (self._paths.accounts / line.name).unlink(missing_ok=True)
 
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
     # -- time --------------------------------------------------------------------------------
 
     def play(self, speed: float | None, *, step: bool, loop: bool) -> None:
@@ -182,32 +190,48 @@ class Replay:
         while True:
             played = self._play_once(None if step else speed, step)
             for line in self._lines.values():
-                line.numbers.clear()  # in the next round they are others
                 self._wait_for_lane(line, lambda ring: ring.decided == ring.written)
             if not loop or not played:
                 return
+            for line in self._lines.values():  # in the next round they are others
+                line.numbers.clear()
+                line.early.clear()
 
     def _play_once(self, speed: float | None, step: bool) -> bool:
-        """Whether there is more: something was played, and standard input has not ended."""
+        """Whether to go on: something was played, and neither a signal nor the end of standard
+        input came."""
         start = first = -1
         for message in self._source.messages():
-            if step and self._is_frame(message) and not sys.stdin.readline():
+            if step and self._is_frame(message) and not self._enter():
                 return False
             self._make_room(message)
+            if self._stopping:
+                return False
             now = time.monotonic_ns()
             if start < 0:
                 start, first = now, message.at_ns
             due = now if speed is None else start + round((message.at_ns - first) / speed)
-            if due > now:
-                time.sleep((due - now) / 1e9)
-            elif now - due > LATE_NS:
+            if now - due > LATE_NS:
                 start, due = start + now - due, now
+            self._sleep_until(due)
             self._shift = due - message.at_ns
             self._send(message)
             if step and self._is_frame(message):
                 at_s = (message.at_ns - first) / 1e9
                 print(f"{message.topic.partition('/')[2]}: {at_s:.3f} s", flush=True)
         return start >= 0
+
+    def _sleep_until(self, due: int) -> None:
+        while (left := due - time.monotonic_ns()) > 0 and not self._stopping:
+            time.sleep(min(left / 1e9, TICK_S))
+
+    def _enter(self) -> bool:
+        """Wait for a line on standard input; False at its end, or when asked to stop."""
+        byte = b" "
+        while byte not in (b"", b"\n") and not self._stopping:
+            if select.select([sys.stdin], [], [], TICK_S)[0]:
+                byte = os.read(sys.stdin.fileno(), 1)
+        return byte == b"\n"
 
     def _is_frame(self, message: Recorded) -> bool:
         """Whether this is what shows a camera's next frame: its pixels where they were recorded."""
@@ -338,7 +362,7 @@ class Replay:
         if ring is None or not line.judged_here:
             return
         decided, since = ring.decided, time.monotonic_ns()
-        while not ready(ring):
+        while not ready(ring) and not self._stopping:
             select.select([line.bell.fd], [], [], TICK_S)
             line.bell.heard()
             if ring.decided != decided:

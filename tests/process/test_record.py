@@ -377,6 +377,22 @@ def test_who_runs_here_is_left_alone(
     assert not list(paths.rings.iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_replay_that_is_stopped(
+    number: int, recorded: Recorded, replay: Callable[..., subprocess.Popen[str]], paths: Paths
+) -> None:
+    """Nothing stays in shared memory."""
+    one = replay(recorded.lossless, "--step")
+    assert one.stdin is not None
+    assert one.stdout is not None
+    step(one.stdin, one.stdout)
+    assert list(paths.rings.iterdir())
+    one.send_signal(number)
+    assert one.wait(20) == 0
+    assert not list(paths.rings.iterdir())
+    assert not (paths.programs / "vigil.conf").exists()
+
+
 @pytest.mark.parametrize("what", ["cut", "text", "speed"])
 def test_replay_says_what_is_wrong(
     what: str, recorded: Recorded, replay: Callable[..., subprocess.Popen[str]], tmp_path: Path
