@@ -53,6 +53,8 @@ _EPILOG = """\
 examples:
   vigil view                        at http://127.0.0.1:8600
   vigil view --address 0.0.0.0      for the network: prints the address with its token
+
+It is plain HTTP: where the network is not trusted, look through `ssh -L 8600:127.0.0.1:8600`.
 """
 
 

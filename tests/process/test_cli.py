@@ -339,6 +339,10 @@ def test_every_command_on_the_running_system(
     assert account["captured"] == sum(account.values()) - account["captured"]
     assert len(belt["model"]["slot"]) == 12
     assert belt["frames_compared"] > 20
+    assert 0 < belt["stages_ms"]["compute_infer"] < belt["stages_ms"]["total"]
+    assert (belt["size"], belt["format"]) == ([640, 480], "640x480 15/s")
+    assert belt["given_per_s"] == pytest.approx(20, rel=0.2)
+    assert 0 < belt["state_s"] < 120
     assert belt["precision"] > 0.8
     assert belt["recall"] > 0.8
 
@@ -346,6 +350,7 @@ def test_every_command_on_the_running_system(
     del line.environment["VIGIL_CONFIG"]
     screen = line.vigil("status").stdout
     assert "All is well." in screen
+    assert "COMPUTE INFER" in screen
     assert belt["model"]["name"] in screen
 
     listed = line.vigil("tap", "list")

@@ -263,7 +263,7 @@ function open(row) {
   new IntersectionObserver(([one]) => {
     card.seen = one.isIntersecting;
     if (card.seen) card.since = Math.min(card.since, performance.now());
-  }, { rootMargin: "200px" }).observe(card.stage);
+  }, { rootMargin: "100px" }).observe(card.stage);
   cards.set(row.name, card);
   find("#cameras").append(node);
   look(card);
@@ -328,10 +328,10 @@ function models(node, group) {
     lane.process.split("-").at(-1),
     [lane.role + (lane.ready ? "" : ", not ready") + (lane.trying ? ", trying" : "") +
       (lane.degraded || lane.refused ? `: ${lane.degraded || lane.refused}` : ""), lane.ready && !lane.degraded ? "" : "bad"],
-    short(lane.slot), [`${lane.judged}`, "n"], [`${lane.failed}`, "n"], [number(lane.infer_ms_p99, " ms"), "n"]]));
+    [short(lane.slot), "s"], [`${lane.judged}`, "n"], [`${lane.failed}`, "n wide"], [number(lane.infer_ms_p99, " ms"), "n"]]));
   find(".slots", node).hidden = !group.slots.length;
   table(find(".slots tbody", node), group.slots.map((slot) => [
-    short(slot.slot), [slot.state + (slot.reason && `: ${slot.reason}`), slot.state === "bad" ? "bad" : ""],
+    [short(slot.slot), "s"], [slot.state + (slot.reason && `: ${slot.reason}`), slot.state === "bad" ? "bad" : ""],
     `${slot.name} ${slot.version}, release ${slot.release}`, [`${slot.tries}`, "n"]]));
 }
 
