@@ -119,7 +119,10 @@ class Browser:
 
         options = webdriver.ChromeOptions()
         options.binary_location = str(shutil.which("chromium"))
-        for argument in ("headless=new", "no-sandbox", "disable-gpu", f"user-data-dir={profile}"):
+        for argument in (
+            "headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage",
+            f"user-data-dir={profile}",
+        ):  # fmt: skip
             options.add_argument(f"--{argument}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         service = webdriver.ChromeService(shutil.which("chromedriver"))
