@@ -105,8 +105,8 @@ class CameraReport(Message, frozen=True):
     per_s: float = 0.0  # frames that came from it, taken or not
     reconnects: int = 0
     skipped: int = 0  # frames passed over before decoding, to keep the rate asked
-    brightness: float = 0.0  # mean of the newest picture, 0..255
-    spread: float = 0.0  # its standard deviation
+    brightness: float = 0.0  # mean of the newest picture's brightest colour, 0..255
+    spread: float = 0.0  # standard deviation of its most varied colour
     triggers: int = 0  # answered by a frame
     triggers_missed: int = 0
 

@@ -20,8 +20,8 @@ LIVE_LEVEL, LIVE_SPREAD = 8.0, 2.0  # of grey: a live picture has more than that
 class Look:
     """What tells one frame from another.
 
-    `brightness` and `spread` are mean and standard deviation of its green, 0..255; `digest` stands
-    for its pixels, None where they were not looked at.
+    `brightness` and `spread` are mean and standard deviation, 0..255, each of the colour that has
+    most of it; `digest` stands for its pixels, None where they were not looked at.
     """
 
     brightness: float = 128.0

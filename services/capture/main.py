@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 
@@ -43,7 +44,7 @@ BAD_EVENT_S = 10.0
 TICK_S = 0.25  # at the longest without a look at the time while no frame comes
 WAIT_S = 2.0  # a declared wait is renewed by each beat; silent for longer, the process hangs
 DIGEST_S = 1.0  # between two looks at every pixel
-LOOK = 48  # rows and columns, about, of which brightness and spread are taken
+LOOK = 24  # rows and columns, about, of which brightness and spread are taken
 WRONG = {CameraState.STALLED, CameraState.FROZEN, CameraState.DARK, CameraState.LOST}
 
 
@@ -59,7 +60,7 @@ class Capture:
         self._live = SOURCES[self._camera.source].live
         pushes = self._live and not self._ready
         self._life = Life(self._camera, live=pushes, now=time.monotonic_ns())
-        self._said: CameraState | None = CameraState.CONNECTING
+        self._said: tuple[CameraState, str] | None = CameraState.CONNECTING, ""
         self._format = Format(0, 0, None)
         self._ring: Ring | None = None
         self._shaping: Shaping
@@ -166,6 +167,7 @@ class Capture:
                     self._life.ended(time.monotonic_ns())
                     return
             except SizeChangedError as change:
+                self._format = replace(self._format, width=change.width, height=change.height)
                 self._fit(change.width, change.height)
                 self._said = None
             except BadPictureError as error:
@@ -261,13 +263,17 @@ class Capture:
     def _look(self, picture: Picture, stamp: Stamp) -> Sight:
         """What the picture shows at a glance."""
         now = time.monotonic_ns()
-        few = picture[:: picture.shape[0] // LOOK or 1, :: picture.shape[1] // LOOK or 1, 1]
+        few = picture[:: picture.shape[0] // LOOK or 1, :: picture.shape[1] // LOOK or 1]
         digest = None
         if self._format.raw and now >= self._digest_ns:
             digest = zlib.crc32(picture.data)
             self._digest_ns = now + round(DIGEST_S * 1e9)
         mark = None if self._format.raw else stamp.mark
-        return self._life.frame(Look(float(few.mean()), float(few.std()), mark, digest), now)
+        # By colour, since light may be red alone; as numpy does it fastest.
+        points = few.reshape(-1, 3).astype(np.float64)
+        mean = points.mean(0)
+        spread = max(0.0, float(((points * points).mean(0) - mean * mean).max())) ** 0.5
+        return self._life.frame(Look(float(mean.max()), spread, mark, digest), now)
 
     def _trigger_for(self, picture: Picture, stamp: Stamp) -> Trigger | None:
         if self._triggers is None:
@@ -349,9 +355,10 @@ class Capture:
 
     def _beat(self, wait: str = "", wait_s: float = WAIT_S, *, at_once: bool = False) -> None:
         state = self._life.state
-        changed = self._said is not state
+        says = state, self._life.reason if state is CameraState.LOST else ""
+        changed = self._said != says
         if changed:
-            self._said = state
+            self._said = says
             self._tell_state()
         elif not at_once and not self._service.beat_due(ProcessState.RUNNING):
             return
