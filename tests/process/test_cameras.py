@@ -123,7 +123,7 @@ def test_what_is_dark_is_not_judged(system: Start, paths: Paths, tmp_path: Path)
     folder = tmp_path / "pictures"
     folder.mkdir()
     noise = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
-    red, white = noise * np.uint8((0, 0, 1)), np.full_like(noise, 255)
+    red, white = noise * np.array((0, 0, 1), np.uint8), np.full_like(noise, 255)
     kinds = (noise, noise // 40, red, white)
     for number in range(40):
         cv2.imwrite(str(folder / f"{number:02}.png"), kinds[number % 4])
