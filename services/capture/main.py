@@ -232,7 +232,7 @@ class Capture:
         if self._camera.policy is Policy.EVERY:
             for _ in range(stamp.lost):  # no part may pass unseen, and uncounted
                 ring.count_overrun()
-        sight = self._look(into, stamp)
+        sight = max(stamp.sight, self._look(into, stamp))
         trigger = self._trigger_for(into, stamp)
         if self._triggers and trigger is None:
             self._service.progressed()

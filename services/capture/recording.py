@@ -102,7 +102,7 @@ class RecordingSource(Ready):
         deliver(frame[1], into)
         self._held = None
         self._read += 1
-        return Stamp(captured_ns, frame[2])
+        return Stamp(captured_ns, frame[2], sight=frame[0].sight)
 
     def _say_problems(self) -> None:
         assert self._recording is not None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from common.config import Camera, Config
 from common.messages import TruthItem
 from common.sources import factory
+from common.states import Sight
 
 Picture = NDArray[np.uint8]  # rows x columns x 3, BGR
 
@@ -35,6 +36,7 @@ class Stamp:
     captured_ns: int  # CLOCK_MONOTONIC; the driver's where it gives one, else before decoding
     truth: tuple[TruthItem, ...] | None = None
     lost: int = 0  # frames before it that are gone and were never seen here
+    sight: Sight = Sight.CLEAR  # what is known of it already, of a recording
     mark: int | None = None  # the source's own count or time of it: a frozen one repeats it
 
 

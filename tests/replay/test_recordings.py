@@ -158,7 +158,7 @@ def test_pictures_that_were_cut_and_turned(tmp_path: Path) -> None:
     view = View.make((200, 100), (40, 20, 60, 40), 90, "none", (20, 30))
     picture = np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3)
     encoding, data = encode(picture, lossless=True)
-    pixels = Pixels(1, 5, 10, 20, Sight.CLEAR, 0, 20, 30, encoding, data, view)
+    pixels = Pixels(1, 5, 10, 20, Sight.DARK, 0, 20, 30, encoding, data, view)
     items = (
         TruthItem("inside", (50.0, 30.0, 60.0, 40.0)),
         TruthItem("across", (90.0, 50.0, 180.0, 90.0)),
@@ -176,6 +176,7 @@ def test_pictures_that_were_cut_and_turned(tmp_path: Path) -> None:
     stamp = source.read(into)
     assert stamp is not None
     assert np.array_equal(into, picture)
+    assert stamp.sight is Sight.DARK, "as it was in the field"
     seen = {item.label: item.box for item in stamp.truth or ()}
     assert seen.keys() == {"inside", "across"}
     # A quarter clockwise: x runs down from 40, y runs left from 60; two pixels are one.
