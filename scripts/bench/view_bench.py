@@ -1,12 +1,12 @@
 """What one viewer of `vigil view` costs the lane that judges at full rate.
 
 One 640x480 virtual camera, rendered beforehand, under `every` at fps = "max"; the factory model.
-In each round, one after the other: results a second with no viewer at all, and with `vigil view`
-and somebody who looks. Who looks is a client that asks exactly as the page does (a picture as soon
-as the last is there, ten a second at most, and the status once a second); a browser would be on
-another machine.
+In each round: results a second with `vigil view` and somebody who looks, against the mean of those
+just before and just after, with no viewer at all. Who looks is a client that asks exactly as the
+page does (a picture as soon as the last is there, ten a second at most, and the status once a
+second); a browser would be on another machine.
 
-Keys: view_cost, the share of the rate that is lost (medians of the rounds); view_rss_mb, of the
+Keys: view_cost, the share of the rate that is lost (median of the rounds); view_rss_mb, of the
 command while somebody looks; pictures_per_s that the client got, and encoded_per_s.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import http.client
 import json
 import re
+import statistics
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 import psutil
 
 from common.paths import PROJECT, Paths
-from scripts.bench.measure import Figures, interleaved, report
+from scripts.bench.measure import Figures, report
 from scripts.bench.running import result_rate, running
 
 CONFIG = f"""
@@ -100,8 +101,8 @@ def looked_at(paths: Paths) -> Iterator[tuple[Page, psutil.Process]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench/view", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of results in each case")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of results in each case")
     arguments = parser.parse_args()
     seconds = arguments.seconds
 
@@ -124,16 +125,22 @@ def main() -> None:
                     "rss_mb": viewer.memory_info().rss / 1e6,
                 }
 
-        found = interleaved({"alone": alone, "viewed": viewed}, arguments.rounds)
-    seen = found["viewed"]
+        before, rounds = alone()["rate"], []
+        for number in range(arguments.rounds):
+            print(f"round {number + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
+            seen, after = viewed(), alone()["rate"]
+            beside = (before + after) / 2
+            rounds.append({**seen, "alone": beside, "cost": 1 - seen["rate"] / beside})
+            before = after
+    found = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
     report(
         {
-            "view_cost": round(1 - seen["rate"] / found["alone"]["rate"], 4),
-            "view_rss_mb": round(seen["rss_mb"], 1),
-            "results_per_s": round(found["alone"]["rate"], 1),
-            "pictures_per_s": round(seen["pictures_per_s"], 1),
-            "encoded_per_s": round(seen["encoded_per_s"], 1),
-            "viewer_cpu_percent": round(seen["cpu_percent"], 1),
+            "view_cost": round(found["cost"], 4),
+            "view_rss_mb": round(found["rss_mb"], 1),
+            "results_per_s": round(found["alone"], 1),
+            "pictures_per_s": round(found["pictures_per_s"], 1),
+            "encoded_per_s": round(found["encoded_per_s"], 1),
+            "viewer_cpu_percent": round(found["cpu_percent"], 1),
         }
     )
 
