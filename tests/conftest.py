@@ -12,6 +12,12 @@ from tests.support import System
 SHARED = PROJECT.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GStreamer comes last: it brings libunwind into the whole process, and a C++ exception, such as
+    ONNX Runtime throws at a bad model, crashes from then on."""
+    items.sort(key=lambda item: "test_gstreamer" in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real models and media with verified results, beside the project."""
