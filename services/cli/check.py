@@ -50,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
     shapes: dict[str, Shape] = {}
     beats = in_use(config, paths)
     results = [
+        # Models first: GStreamer would bring another unwinder, and a runtime's exception a crash.
+        *(_try(f"group {name}", partial(model, config, name)) for name in config.groups),
         *(_try(f"camera {name}", partial(camera_in_use, beats[name], paths, config, name, shapes)
                if name in beats else partial(camera, config, name, shapes))
           for name in config.cameras),
-        *(_try(f"group {name}", partial(model, config, name)) for name in config.groups),
         _try("shared memory", partial(room, paths, shapes)),
         _try("sockets", partial(sockets, config, paths)),
     ]  # fmt: skip

@@ -22,7 +22,7 @@ from common.paths import Paths
 from common.processes import processes
 from services.cli.listen import configuration, listener, require_running
 from services.cli.observe import PREFIXES, Observer, Status
-from services.cli.web import Answer, Request, Server
+from services.cli.web import Answer, Headers, Request, Server
 
 if TYPE_CHECKING:
     from services.cli.live import Live, Shot  # brings cv2, which only a picture needs
@@ -108,7 +108,7 @@ class Door:
         place = f"[{host}]" if ":" in host else host
         return f"http://{place}:{port}/" + (f"?token={self._token}" if self._token else "")
 
-    def ask(self, request: Request) -> Answer | tuple[str, ...]:
+    def ask(self, request: Request) -> Answer | Headers:
         """The headers of the answer to who may come in; the answer to who may not."""
         if self._token is None:
             host = request.headers.get("host", "").lower()
@@ -119,7 +119,7 @@ class Door:
         if any(self._is(cookie) for cookie in cookies):
             return ()
         if self._is(request.query.get("token", "")):
-            return (f"Set-Cookie: vigil={self._token}; Path=/; HttpOnly; SameSite=Strict",)
+            return (("Set-Cookie", f"vigil={self._token}; Path=/; HttpOnly; SameSite=Strict"),)
         return Answer(401, b"open the address that vigil view has printed, with its token\n")
 
     def _is(self, said: str) -> bool:
@@ -151,7 +151,7 @@ class Site:
             return Answer(503, msgspec.json.encode({"error": str(error)}), JSON, headers)
         return Answer(404, b"no such page\n")
 
-    def _picture(self, name: str, query: dict[str, str], headers: tuple[str, ...]) -> Answer:
+    def _picture(self, name: str, query: dict[str, str], headers: Headers) -> Answer:
         """The JPEG, with all that is known of it in a header: never those of two frames."""
         asked = query.get("width", "")
         wanted = int(asked) if re.fullmatch("[0-9]{1,5}", asked) else SIDES[-1]
@@ -166,7 +166,7 @@ class Site:
             "truth": None if truth is None else shot.truth(truth),
             **shot.told,
         }
-        head = f"Vigil-Picture: {json.dumps(told, separators=(',', ':'))}"
+        head = "Vigil-Picture", json.dumps(told, separators=(",", ":"))
         return Answer(200, shot.jpeg, "image/jpeg", (*headers, head))
 
 

@@ -1,43 +1,28 @@
-"""Just enough HTTP to show a page: GET only, bounded in connections, bytes and time.
+"""The standard library's HTTP server, for a page: GET only, bounded in connections and time."""
 
-The standard library's `http.server` would bring `email` and `ssl`, 7 MB.
-"""
-
-import math
 import socket
 import socketserver
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote
 
-CONNECTIONS = 32  # one more, and the one that has done nothing for the longest time is closed
-HEAD_BYTES = 8192
-HEAD_S = 5.0  # from the first to the last byte of a request
-IDLE_S = 30.0  # between two requests
-SEND_BYTES = 131_072  # kept by the kernel for who does not read
-SEND_S = 15.0  # for a whole answer; who has not read it by then is let go
+CONNECTIONS = 32  # one more, and the one that asked nothing for the longest time is closed
+TIMEOUT_S = 15.0  # without a byte of a request; for a whole answer to be taken
 
-REASONS = {
-    200: "OK",
-    204: "No Content",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-}
-_ALWAYS = (
-    "Cache-Control: no-store",
-    "Content-Security-Policy: default-src 'self'; base-uri 'none'; form-action 'none'; "
+_ALWAYS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy: same-origin",
-    "Referrer-Policy: no-referrer",
-    "X-Content-Type-Options: nosniff",
-)
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -52,35 +37,25 @@ class Answer:
     status: int
     body: bytes = b""
     kind: str = "text/plain; charset=utf-8"
-    headers: tuple[str, ...] = ()  # whole lines, ASCII
-
-    def encode(self, close: bool) -> bytes:
-        length = () if self.status == 204 else (f"Content-Length: {len(self.body)}",)
-        lines = (
-            f"HTTP/1.1 {self.status} {REASONS[self.status]}",
-            f"Content-Type: {self.kind}",
-            *length,
-            f"Connection: {'close' if close else 'keep-alive'}",
-            *_ALWAYS,
-            *self.headers,
-        )
-        return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + self.body
+    headers: Headers = ()
 
 
-class Server(socketserver.ThreadingTCPServer):
+class Server(ThreadingHTTPServer):
     """A thread a connection; `answer` is called from any of them."""
 
-    allow_reuse_address = True
-    daemon_threads = True
-    request_queue_size = 4 * CONNECTIONS
+    request_queue_size = CONNECTIONS
 
     def __init__(self, address: str, port: int, answer: Callable[[Request], Answer]) -> None:
         """Raises: OSError: it can't listen there."""
         found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         self.address_family = found[0]
         self.answer = answer
-        self.open: dict[socket.socket, float] = {}  # since when each has done nothing
+        self.open: dict[socket.socket, float] = {}  # when each has asked something last
         super().__init__((str(found[4][0]), port), _Connection)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks for the name of the address, and waits where there is no network.
+        socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: object, client_address: object) -> None:
         assert isinstance(request, socket.socket)
@@ -93,69 +68,51 @@ class Server(socketserver.ThreadingTCPServer):
         super().process_request(request, client_address)
 
 
-class _Connection(socketserver.BaseRequestHandler):
-    request: socket.socket
+class _Connection(BaseHTTPRequestHandler):
     server: Server
-
-    def setup(self) -> None:
-        self._received = b""
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+    connection: socket.socket
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = TIMEOUT_S
 
     def handle(self) -> None:
         with suppress(OSError):  # whoever asked has gone, or does not read
-            while self._serve():
-                self._idle_since(time.monotonic())
-
-    def _idle_since(self, when: float) -> None:
-        if self.request in self.server.open:
-            self.server.open[self.request] = when
+            super().handle()
 
     def finish(self) -> None:
-        self.server.open.pop(self.request, None)
+        self.server.open.pop(self.connection, None)
+        with suppress(OSError):
+            super().finish()
 
-    def _serve(self) -> bool:
-        """One request; whether another may follow."""
-        head = self._head()
-        if head is None:
-            return False
-        request = _parse(head)
-        self._idle_since(math.inf)  # it waits for us
-        answer = request if isinstance(request, Answer) else self.server.answer(request)
-        self._idle_since(time.monotonic())
-        close = answer.status >= 400 or b"connection: close" in head.lower()
-        self.request.settimeout(SEND_S)
-        self.request.sendall(answer.encode(close))
-        return not close
+    def do_GET(self) -> None:
+        if self.connection in self.server.open:
+            self.server.open[self.connection] = time.monotonic()
+        path, _, query = self.path.partition("?")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+            self.close_connection = True  # what nobody reads is not the next request
+        answer = self.server.answer(Request(unquote(path), dict(parse_qsl(query)), headers))
+        self.send_response(answer.status)
+        if answer.status != HTTPStatus.NO_CONTENT:
+            self.send_header("Content-Type", answer.kind)
+            self.send_header("Content-Length", str(len(answer.body)))
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body)
 
-    def _head(self) -> bytes | None:
-        """The next request, without what separates it from the one after; None at the end."""
-        until = time.monotonic() + (HEAD_S if self._received else IDLE_S)
-        while b"\r\n\r\n" not in self._received and len(self._received) <= HEAD_BYTES:
-            self.request.settimeout(max(0.001, until - time.monotonic()))
-            part = self.request.recv(HEAD_BYTES)
-            if not part:
-                return None
-            if not self._received:
-                until = time.monotonic() + HEAD_S
-            self._received += part
-        head, _, self._received = self._received.partition(b"\r\n\r\n")
-        return head
+    def end_headers(self) -> None:
+        for name, value in _ALWAYS.items():
+            self.send_header(name, value)
+        super().end_headers()
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            code, message = HTTPStatus.METHOD_NOT_ALLOWED, "only GET"
+        super().send_error(code, message, explain)
 
-def _parse(head: bytes) -> Request | Answer:
-    """What is asked, or why it is refused."""
-    if len(head) > HEAD_BYTES:
-        return Answer(431, b"too long\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    method, _, rest = first.partition(" ")
-    target, _, version = rest.partition(" ")
-    if method != "GET":
-        return Answer(405, b"only GET\n", headers=("Allow: GET",))
-    pairs = [line.partition(":") for line in lines]
-    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-    if version != "HTTP/1.1" or not target.startswith("/") or body:
-        return Answer(400, b"expected GET /path HTTP/1.1, without a body\n")
-    path, _, query = target.partition("?")
-    return Request(unquote(path), dict(parse_qsl(query)), headers)
+    def version_string(self) -> str:
+        return "Vigil"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Who looks is nobody's business; what is wrong is in the answer."""
