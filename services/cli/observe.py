@@ -280,11 +280,11 @@ class Observer:
         if ring := newest_ring(self._paths, name):
             with ring:
                 self._look_into(ring, row, rate)
-        else:
+        elif row.state not in BLIND:
             row.problems.append("no frame yet: capture has not made its ring")
         if not settings.trigger:
             row.fresh_s = settings.stale_after_s + 2 / (rate or row.frames.per_s or 1.0)
-        row.problems += _camera_problems(row) if ring else []
+        row.problems += _camera_problems(row) if ring or row.state in BLIND else []
         return row
 
     def _look_into(self, ring: Ring, row: CameraStatus, rate: float | None) -> None:

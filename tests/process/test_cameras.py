@@ -1,6 +1,7 @@
 """Cameras of the real system: zones, geometry, triggers, what is dark, what does not fit."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -167,6 +168,11 @@ def test_a_camera_whose_file_comes_late_and_goes(
     lost = "belt: lost, .*no such folder"
     until(lambda: line.says("no such folder; a folder camera needs one"), 20, lost)
     capture = until(lambda: line.process("capture-belt"), 5, "capture")
+    assert f"belt: the camera is lost for 1 s: {folder}: no such" in (
+        until(
+            lambda: re.sub(r"for [\d.]+ m?s", "for 1 s", line.vigil("status").stdout), 5, "status"
+        )
+    )
     noise = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
     folder.mkdir()
     cv2.imwrite(str(folder / "1.png"), noise)
