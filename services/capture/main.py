@@ -42,6 +42,7 @@ KEEP_RINGS = 3
 MIN_PACE = 0.05
 BAD_EVENT_S = 10.0
 TICK_S = 0.25  # at the longest without a look at the time while no frame comes
+OPEN_S = 10.0  # at the longest; a scene may be rendered first
 WAIT_S = 2.0  # a declared wait is renewed by each beat; silent for longer, the process hangs
 DIGEST_S = 1.0  # between two looks at every pixel
 LOOK = 24  # rows and columns, about, of which brightness and spread are taken
@@ -105,7 +106,7 @@ class Capture:
             self._service.pause(min(left_ns / 1e9, BEAT_S))
 
     def _connect(self) -> None:
-        self._beat("the camera to answer", self._camera.open_s + WAIT_S, at_once=True)
+        self._beat("the source to open", max(self._camera.open_s + WAIT_S, OPEN_S), at_once=True)
         self._format = self._source.open()
         self._period_ns = self._period()
         self._fit(self._format.width, self._format.height)
