@@ -13,7 +13,7 @@ SHARED = PROJECT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GStreamer comes last: it brings libunwind into the whole process, and a C++ exception, such as
+    """GStreamer comes last, in whichever process: it brings libunwind into the whole process, and a C++ exception, such as
     ONNX Runtime throws at a bad model, crashes from then on."""
     items.sort(key=lambda item: "test_gstreamer" in item.nodeid)
 
