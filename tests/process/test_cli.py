@@ -199,10 +199,10 @@ model = "absent"
     assert done.returncode == 1
     wrong = [line for line in done.stderr.splitlines() if line.startswith("vigil: ")]
     assert [line.split(": ")[1] for line in wrong] == [
-        "camera absent", "camera page", "camera rateless", "group main",
+        "group main", "camera absent", "camera page", "camera rateless",
     ]  # fmt: skip
-    assert "no such file" in wrong[0]
-    assert "no rate of its own" in wrong[2]
+    assert "no such file" in wrong[1]
+    assert "no rate of its own" in wrong[3]
     assert "ok  camera good: folder" in done.stdout
     assert "32x24 at 2/s" in done.stdout
     assert "for frame rings" in done.stdout
