@@ -6,8 +6,8 @@ with the bare loop of the runtime (on a tensor that is ready) before and after i
 
 Keys, by number of cameras: total_vs_bare = results of all cameras / bare; fairness, Jain's index
 of results by camera: (sum x)^2 / (n sum x^2). Their worst are total_vs_bare and fairness of the
-last line. mb_per_camera is the growth, by least squares, of what all processes but captures have
-mapped (PSS) less what they have mapped of rings.
+last line. mb_per_camera is the growth, by least squares, of what all processes but captures
+have resident (RSS), less what of it is rings: PSS would fall as more captures share libraries.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def rates(paths: Paths, cameras: int, seconds: float) -> list[float]:
 
 
 def beyond_rings_mb(paths: Paths) -> float:
-    """PSS of all services but captures, without their mappings of rings."""
+    """RSS of all services but captures, without their mappings of rings."""
     total_kb = 0
     for name, process in Processes(paths).all().items():
         if name.startswith("capture-"):
@@ -56,7 +56,7 @@ def beyond_rings_mb(paths: Paths) -> float:
             word, _, rest = line.partition(" ")
             if not word.endswith(":"):
                 in_ring = str(paths.rings) in line
-            elif word == "Pss:" and not in_ring:
+            elif word == "Rss:" and not in_ring:
                 total_kb += int(rest.split()[0])
     return total_kb * 1024 / 1e6
 
