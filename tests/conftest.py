@@ -13,8 +13,8 @@ SHARED = PROJECT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GStreamer comes last, in whichever process: it brings libunwind into the whole process, and a C++ exception, such as
-    ONNX Runtime throws at a bad model, crashes from then on."""
+    """GStreamer comes last, in whichever process: it brings libunwind into all of it, and from then
+    on a C++ exception crashes, such as ONNX Runtime throws at a bad model."""
     items.sort(key=lambda item: "test_gstreamer" in item.nodeid)
 
 
