@@ -117,9 +117,9 @@ class Life:
 
     def failed(self, reason: str, now: int) -> int:
         """The source is gone, or was not to be had; returns how long to wait, ns."""
-        if self.state in (CameraState.STREAMING, CameraState.DARK, CameraState.FROZEN):
-            settled = now - self._connected_ns >= SETTLED_S * 1e9
-            self._failures = 0 if settled else self._failures
+        settled = self._frame_ns - self._connected_ns >= SETTLED_S * 1e9
+        if settled and self.state is not CameraState.LOST:
+            self._failures = 0
         self._go(CameraState.LOST, now, reason)
         pause_s = FIRST_PAUSE_S * 2.0 ** min(self._failures, 30)
         self._failures += 1
