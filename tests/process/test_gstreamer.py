@@ -1,9 +1,11 @@
 """Cameras behind GStreamer pipelines, with Debian's GStreamer."""
 
+import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,10 +14,11 @@ import pytest
 
 from common.config import Camera
 from common.errors import SourceError
+from common.paths import PROJECT, Paths
 from services.capture.gstreamer import GstreamerSource
 from services.capture.source import Format, SizeChangedError, Stamp
 from tests.servers.running import RTSP, Server
-from tests.support import until
+from tests.support import Journal, System, balanced, until
 
 DEBIANS = Path("/usr/lib/python3/dist-packages/gi")
 BARS = "videotestsrc is-live=true pattern=smpte100 ! video/x-raw,width=101,height=50,framerate=30/1"
@@ -144,3 +147,51 @@ def test_gstreamer_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gi", None)
     with pytest.raises(SourceError, match=r"install python3-gi, gir1\.2-gstreamer-1\.0"):
         make(BARS).open()
+
+
+@pytest.mark.usefixtures("_gi")
+def test_who_is_blind_is_not_judged(
+    system: Callable[[str], System], paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A camera that freezes, one that is covered, one that moves, on the real system. A new
+    connection to the frozen one shows the same picture: that is no new beginning."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    size = "video/x-raw,width=160,height=120,framerate=10/1"
+    line = system(f"""
+    [cameras.frozen]
+    source = "gstreamer"
+    pipeline = "videotestsrc num-buffers=1 ! {size} ! imagefreeze is-live=true ! {size}"
+    frozen_s = 2
+    lost_s = 1
+    [cameras.covered]
+    source = "gstreamer"
+    pipeline = "videotestsrc is-live=true pattern=red ! {size}"
+    [cameras.moving]
+    source = "gstreamer"
+    pipeline = "videotestsrc is-live=true pattern=snow ! {size}"
+    [groups.main]
+    model = "{PROJECT}/models/factory"
+    """)
+    frozen, covered, moving = (Journal(paths, name) for name in ("frozen", "covered", "moving"))
+    line.until_valid()
+
+    def renewed() -> bool:
+        cameras = json.loads(line.vigil("status", "--json").stdout)["cameras"]
+        return [c["state"] for c in cameras if c["reconnects"]] == ["frozen"]
+
+    until(renewed, 30, "frozen again, after a new connection")
+    for one in (frozen, covered, moving):
+        one.until_more(5)
+        one.stop()
+    seen = [(result.validity, result.reason) for result in frozen.results]
+    blind = ("not_inferred", "blind: the camera is frozen")
+    first = seen.index(blind)
+    assert first > 5
+    assert set(seen[:first]) == {("valid", "")}
+    assert set(seen[first:]) == {blind}
+    reason = "blind: the camera is dark or covered"
+    assert {(r.validity, r.reason) for r in covered.results} == {("not_inferred", reason)}
+    assert {result.validity for result in moving.results} == {"valid"}
+    account = line.stop()["cameras"]
+    assert all(map(balanced, account.values()))
+    assert account["covered"]["inferred"] == account["moving"]["not_inferred"] == 0
