@@ -3,7 +3,7 @@
 import threading
 
 from common import bus
-from common.frames import Ring, generations
+from common.frames import JOURNAL, Ring, generations
 from common.messages import Result
 from common.paths import Paths
 
@@ -17,6 +17,7 @@ class Journal:
         self._paths, self._camera = paths, camera
         self.results: list[Result] = []
         self.rings: list[int] = []
+        self.missed: list[int] = []  # overwritten before this process, kept waiting, has read them
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -37,7 +38,10 @@ class Journal:
                 self.rings.append(ring.generation)
             while cursor < ring.decided:
                 cursor += 1
-                if entry := ring.entry(cursor):
+                entry = ring.entry(cursor)
+                if entry is None and ring.decided + 1 - cursor >= JOURNAL:
+                    self.missed.append(cursor)
+                if entry is not None:
                     result = bus.decode(f"result/{camera}", entry.result)
                     assert isinstance(result, Result)
                     assert (result.sequence, result.epoch) == (entry.sequence, entry.epoch)

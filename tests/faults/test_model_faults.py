@@ -137,7 +137,7 @@ class Line:
         self.journal.until_more(10)
         account = self.system.stop()["cameras"]["belt"]
         results = self.journal.stop()
-        sequences = [result.sequence for result in results]
+        sequences = sorted([*(result.sequence for result in results), *self.journal.missed])
         assert balanced(account)
         assert account["skipped"] == account["torn"] == 0
         assert overrun or account["overrun"] == 0

@@ -55,7 +55,11 @@ def test_zones_geometry_and_motion(system: Start, paths: Paths) -> None:
     assert all(map(balanced, account.values()))
     left = ((0, 0), (320, 0), (320, 480), (0, 480))
     found = 0
-    for a, b in zip(plain.results[:200], turned.results[:200], strict=True):
+    same = {result.sequence: result for result in turned.results}
+    for a in plain.results[:200]:
+        b = same.get(a.sequence)
+        if b is None:  # overwritten before this process has read it
+            continue
         for item in a.items:
             assert item.box is not None
             middle = (item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2
