@@ -12,7 +12,7 @@ from common.paths import Paths
 from common.processes import lane_name
 from common.slots import PASS, Record
 from common.states import Phase
-from services.cli.models import read_record, role, short
+from services.cli.models import SlotStatus, read_record, role, short
 from services.cli.text import seconds
 
 SHOWN = 5  # incidents
@@ -32,16 +32,6 @@ class LaneStatus(msgspec.Struct):
     agreement: float | None = None  # of a candidate in the shadow
     infer_ms_p99: float | None = None
     trying: bool = False  # its slot is not proven yet
-
-
-class SlotStatus(msgspec.Struct):
-    slot: str
-    state: str
-    tries: int
-    name: str
-    version: str
-    release: int
-    reason: str  # why it is bad
 
 
 class GroupStatus(msgspec.Struct):

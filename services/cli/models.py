@@ -22,7 +22,7 @@ examples:
 """
 
 
-class SlotRow(msgspec.Struct):
+class SlotStatus(msgspec.Struct):
     slot: str
     state: str
     tries: int
@@ -30,6 +30,9 @@ class SlotRow(msgspec.Struct):
     version: str
     release: int
     reason: str  # why it is bad
+
+
+class SlotRow(SlotStatus):
     bytes: int | None  # on disk; None where its folder is gone
 
 
