@@ -25,6 +25,7 @@ Positive = Annotated[int, Meta(gt=0)]
 Grey = Annotated[float, Meta(ge=0, le=255)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Point = tuple[float, float]  # x, y in pixels of the camera's own full picture
+Window = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 Polygon = Annotated[tuple[Point, ...], Meta(min_length=3, max_length=64)]
 
 
@@ -129,6 +130,21 @@ class Updates(_Section, frozen=True):
     """[updates]"""
 
     unsigned: bool = False  # whether `vigil install` takes a bundle that nobody signed
+    root: str | None = None  # the trust anchor: the first root.json. None: no signed updates
+    url: str | None = None  # of the repository; None: only from the inbox, or a medium
+    ca: str | None = None  # PEM of the server's authority, where it is not a public one
+    channel: str = "stable"
+    device: str | None = None  # its id in rollouts; None: made from /etc/machine-id
+    profile: str = "any"  # which build of a bundle it takes
+    check_s: Seconds = 3600.0  # mean time between two checks
+    rate_kb_s: Positive | None = None  # most of a download
+    update_mb: Positive | None = None  # most that one update may move, failures included
+    daily_mb: Positive | None = None  # most that a day may move
+    stall_s: Seconds = 30.0  # a server that sends nothing for so long is left
+    download: tuple[Window, ...] = ()  # "22:00-05:30", local time; (): always
+    activate: tuple[Window, ...] = ()  # when a new model may begin to prove itself
+    warn_days: Annotated[float, Meta(gt=0)] | None = None  # a model older than this: a warning
+    escalate_days: Annotated[float, Meta(gt=0)] | None = None  # and than this: critical
 
 
 @dataclass(frozen=True)

@@ -67,3 +67,28 @@ class BundleError(VigilError):
 
 class AcceleratorLostError(EngineError):
     """An accelerator that ran no longer does: unplugged, hung up or too hot. Another may judge."""
+
+
+class UpdateError(VigilError):
+    """An update can't go on; what runs is not touched by that."""
+
+
+class FetchError(UpdateError):
+    """Something did not come from where updates come from.
+
+    Args:
+        status: the HTTP status; 404 for a file that is not there; 0 where there was no answer.
+        wait_s: how long the server asks to be left alone.
+    """
+
+    def __init__(self, text: str, status: int = 0, wait_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.status, self.wait_s = status, wait_s
+
+
+class UntrustedError(UpdateError):
+    """Metadata or a file is not what somebody trusted has signed, or no longer so."""
+
+
+class BudgetError(UpdateError):
+    """The bytes that may be moved are used up for now."""

@@ -49,6 +49,11 @@ class Paths:
         return self.root / "models" / group
 
     @property
+    def updates(self) -> Path:
+        """The updater's own: trusted metadata, floors, transactions, partial downloads."""
+        return self.root / "updates"
+
+    @property
     def programs(self) -> Path:
         """supervisord programs rendered from vigil.toml."""
         return self.run / "supervisor.d"
