@@ -95,6 +95,15 @@ class Camera(_Section, frozen=True):
         return zones | {f"masks[{index}]": mask for index, mask in enumerate(self.masks)}
 
 
+class Gates(_Section, frozen=True):
+    """[groups.NAME.gates]: what a candidate has to reach here; where its manifest is stricter, that
+    counts."""
+
+    agreement: Annotated[float, Meta(ge=0, le=1)] | None = None  # share of frames decided alike
+    score_shift: Share | None = None  # mean change of score, either way, at most
+    latency_ratio: Annotated[float, Meta(gt=0)] | None = None  # to the live model's, at most
+
+
 class Group(_Section, frozen=True):
     """[groups.NAME]: the cameras that share a model."""
 
@@ -107,11 +116,12 @@ class Group(_Section, frozen=True):
     lanes: Annotated[int, Meta(ge=1, le=2)] = 2  # 1: no warm standby, models change cold
     hang_s: Seconds = 2.0  # without progress, or a decision, for so long: it hangs
     load_s: Seconds = 60.0  # from spawn to ready, model load and self-test included
-    prove_s: Seconds = 600.0  # a candidate that has not passed its gates by then is bad
+    prove_s: Seconds = 600.0  # with frames to judge: has it not passed its gates by then, it is bad
     shadow_frames: Annotated[int, Meta(ge=0)] = 100  # judged beside the live lane before hand-over
     shadow_every: Positive = 10  # the shadow judges every so many frames
     soak_s: Seconds = 600.0  # watched so long after the hand-over, then it is known good
     memory_mb: Positive | None = None  # ceiling of a lane; None: a share of the machine's
+    gates: Gates = Gates()
 
 
 class Watchdog(_Section, frozen=True):
@@ -165,7 +175,8 @@ class Config:
 
 # Tables inside of tables; those of `_NAMED` have names of their own.
 _NESTED: dict[type[_Section], dict[str, type[_Section]]] = {
-    Camera: {"trigger": TriggerOptions, "zones": Zone}
+    Camera: {"trigger": TriggerOptions, "zones": Zone},
+    Group: {"gates": Gates},
 }
 _NAMED = {"zones"}
 

@@ -124,6 +124,17 @@ class LaneReport(Message, frozen=True):
     failed: int = 0  # of those, how many the engine could not judge
     agreement: float = 1.0  # in the shadow: share of frames decided as the live lane did
     infer_ms_p99: float = 0.0  # of the newest few hundred frames
+    # In the shadow, over the frames that both lanes judged:
+    compared: int = 0
+    score_shift: float = 0.0  # mean of candidate's minus live model's, of items that pair up
+    latency_ratio: float = 0.0  # median of candidate's inference time over live one's; 0: unknown
+    # Deciding, over the frames that showed something:
+    offered: int = 0  # that came, decided or skipped
+    shown: int = 0  # of those, decided
+    inferred: int = 0  # of those, given to the model
+    valid: int = 0  # of those, judged in time
+    scores: tuple[int, ...] = ()  # items by score, in ten equal bins, of what the model judged
+    shown_ns: int = 0  # when the newest of those was decided
 
 
 class Beat(Message, frozen=True):

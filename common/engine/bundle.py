@@ -23,6 +23,9 @@ MANIFEST = "manifest.toml"
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[int, Meta(gt=0)]
+Histogram = Annotated[  # ten equal bins from 0 to 1
+    list[Annotated[float, Meta(ge=0)]], Meta(min_length=10, max_length=10)
+]
 Channels = float | Annotated[list[float], Meta(min_length=1, max_length=3)]
 
 
@@ -82,6 +85,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     accuracy: Share | None = None  # on the bundle's reference samples
     agreement: Share | None = None  # with the live model, in shadow
     latency_p99_ms: Annotated[float, Meta(gt=0)] | None = None
+    score_shift: Annotated[float, Meta(gt=0, le=1)] | None = None  # from the live model's, at most
+    latency_ratio: Annotated[float, Meta(gt=0)] | None = None  # to the live model's, at most
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,6 +100,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     input: Input = Input()
     decoder: Decoder = Decoder()
     limits: Limits = Limits()
+    profile: str = "any"  # of devices, which this one is for
+    confidence: Histogram | None = None  # expected shares of the scores of its items
+
+    def __post_init__(self) -> None:
+        if self.confidence is not None and abs(sum(self.confidence) - 1) > 0.01:
+            raise ValueError(
+                f"confidence: the shares make {sum(self.confidence):g} together; expected 1"
+            )
 
 
 @dataclass(frozen=True)
