@@ -182,6 +182,16 @@ def activate(record: Record, name: str) -> Record:
     return msgspec.structs.replace(record, txn=Txn(phase, lane, name))
 
 
+def discard(record: Record, name: str) -> Record:
+    """An installed slot that was never tested is not wanted any more."""
+    state = record.state(name)
+    _require(
+        state is SlotState.INSTALLED and name in record.slots,
+        f"slot {name[:12]} is {state or 'unknown'}, not installed",
+    )
+    return _slots(record, {key: slot for key, slot in record.slots.items() if key != name})
+
+
 def request(record: Record) -> Record:
     """The candidate passed its gates."""
     _require(record.txn.phase is Phase.PROVING, f"nothing proves itself: {record.txn.phase}")

@@ -20,6 +20,7 @@ COMMANDS = {
         "services.cli.install",
         "offer a bundle: it is tested, and goes live if it is good",
     ),
+    "update": ("services.cli.update", "signed updates: check now, progress, what became of them"),
     "rollback": ("services.cli.rollback", "go back to the model before, or end a test"),
     "tap": ("services.cli.tap", "look inside: topics, messages, rates, the newest picture"),
     "view": ("services.cli.view", "a page to look through: every camera, live"),

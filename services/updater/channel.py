@@ -7,7 +7,7 @@ not bad here. A bundle is a target `bundles/BUNDLE/RELEASE/PROFILE.tar`.
 """
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
 
@@ -37,7 +37,7 @@ class Choice(_Signed, frozen=True):
     releases: tuple[Offer, ...]  # in order of preference
 
 
-class Channel(_Signed, frozen=True):
+class Channel(_Signed, frozen=True, kw_only=True):
     format: Annotated[int, Meta(ge=1, le=1)] = 1
     serial: Annotated[int, Meta(ge=1)]  # of this channel, only grows
     groups: dict[Name, Choice]
@@ -82,14 +82,14 @@ def share(device: str, bundle: str, release: int) -> float:
 
 
 def wanted(
-    channel: Channel, group: str, device: str, now_s: float, floor: int, bad: Collection[int]
+    channel: Channel, group: str, device: str, now_s: float, floor: int, bad: Mapping[int, str]
 ) -> tuple[int | None, str]:
     """The release that a group of a device should run, and why not a more preferred one.
 
     Args:
         floor: the highest release it ever ran; older ones only where each way back is signed:
             the floor's release itself withdrawn.
-        bad: releases that were bad here.
+        bad: releases that can't be had here, and why.
     """
     choice = channel.groups.get(group)
     if choice is None:
@@ -101,7 +101,7 @@ def wanted(
         if str(offer.release) in withdrawn:
             passed.append(f"{name} is withdrawn: {withdrawn[str(offer.release)]}")
         elif offer.release in bad:
-            passed.append(f"{name} was bad here")
+            passed.append(f"{name} {bad[offer.release]}")
         elif offer.release < floor and str(floor) not in withdrawn:
             passed.append(f"{name} is older than release {floor}, which is not withdrawn")
         elif offer.not_before is not None and now_s < offer.not_before.timestamp():

@@ -5,61 +5,13 @@ inbox/NAME.installed   it became this slot
 inbox/NAME.refused     it did not, for this reason
 """
 
-import os
-import subprocess
-import sys
-import time
 from contextlib import suppress
-from enum import IntEnum
 from pathlib import Path
 
 from common import durable
 from common.errors import StorageError
-from common.paths import PROJECT
 
-LIMIT_S = 300.0  # for one bundle
-RETRY_S = 30.0  # where the disk or the lock was not to be had
 NOTES = 16  # kept; whoever waits for one reads it and removes it
-
-
-class Outcome(IntEnum):
-    """Exit status of `services.updater.install`."""
-
-    INSTALLED = 0
-    REFUSED = 2  # never again
-    LATER = 3  # not the bundle's fault
-
-
-class Child:
-    """The process that verifies and unpacks one bundle."""
-
-    def __init__(self, group: str, tar: Path) -> None:
-        self.group, self.tar = group, tar
-        self.until = time.monotonic() + LIMIT_S
-        command = [sys.executable, "-OO", "-m", "services.updater.install"]
-        self._process = subprocess.Popen(
-            [*command, group, str(tar), str(os.getpid())], stdout=subprocess.PIPE, cwd=PROJECT
-        )
-        self.fd = os.pidfd_open(self._process.pid)
-
-    def outcome(self) -> tuple[Outcome, str] | None:
-        """What became of it, and what it says; None while it works, within its time."""
-        late = time.monotonic() >= self.until
-        if self._process.poll() is None and not late:
-            return None
-        said = self.close()
-        if late:
-            return Outcome.REFUSED, f"could not be checked within {LIMIT_S:g} s"
-        with suppress(ValueError):
-            return Outcome(self._process.returncode), said
-        return Outcome.REFUSED, f"its check ended with status {self._process.returncode}"
-
-    def close(self) -> str:
-        """End it; returns what it said."""
-        self._process.kill()
-        said = self._process.communicate()[0].decode(errors="replace")
-        os.close(self.fd)
-        return said.strip()
 
 
 class Inbox:

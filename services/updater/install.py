@@ -1,38 +1,48 @@
 """Verify and unpack one bundle of an inbox into the slots, in a process that ends: the check needs
 the engine, whose memory the updater shall not keep, and a hostile file kills this process only.
 
-    python -m services.updater.install GROUP FILE.tar PARENT
+    python -m services.updater.install PARENT GROUP FILE.tar [NOTED]
 
+NOTED is the group's transaction, where the bundle is a signed one: it has to be what was signed.
 Prints one line: the slot, or why not. Its exit status says which (`Outcome`).
 """
 
-import ctypes
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
 from common import config
 from common.archive import unpack
-from common.engine.bundle import open_bundle
+from common.engine.bundle import Manifest, open_bundle
 from common.engine.samples import load_samples
-from common.errors import BundleError, LockedError, ModelError, StorageError, TransitionError
+from common.errors import (
+    BundleError,
+    LockedError,
+    ModelError,
+    StorageError,
+    TransitionError,
+    UntrustedError,
+)
 from common.paths import Paths
 from common.slots import Slot
 from common.states import SlotState
 from common.store import Store
-from services.updater.inbox import Outcome
+from services.updater.channel import ANY
+from services.updater.children import Outcome, begin
+from services.updater.life import Update, load
 
 SHOWN = 64  # characters of a name or version that the record keeps
-_PR_SET_PDEATHSIG = 1
 
 
-def install(store: Store, tar: Path) -> str:
+def install(store: Store, tar: Path, profile: str, signed: Update | None = None) -> str:
     """Make a bundle an installed slot; returns its name.
 
+    Args:
+        profile: of this device.
+        signed: what the bundle has to be.
+
     Raises:
-        BundleError, ModelError: it can't be used.
+        BundleError, ModelError, UntrustedError: it can't be used.
         TransitionError: it is known, and known not to be wanted.
         StorageError, LockedError: not now.
     """
@@ -41,7 +51,10 @@ def install(store: Store, tar: Path) -> str:
     store.clean_up()  # makes room
     try:
         name = unpack(tar, into)
+        if signed and name != signed.slot:
+            raise UntrustedError(f"its content is {name[:12]}, signed is {signed.slot[:12]}")
         bundle = open_bundle(into)
+        _check(bundle.manifest, profile, signed)
         load_samples(bundle)
         state = store.read().state(name)
         if state is SlotState.GOOD:
@@ -59,20 +72,31 @@ def install(store: Store, tar: Path) -> str:
         shutil.rmtree(into, ignore_errors=True)
 
 
+def _check(manifest: Manifest, profile: str, signed: Update | None) -> None:
+    """Raises: BundleError, UntrustedError: it is for other devices, or not what was signed."""
+    if manifest.profile not in (ANY, profile):
+        raise BundleError(f"is for devices of profile {manifest.profile}; this one is {profile}")
+    if signed is None:
+        return
+    found = (manifest.name, manifest.version, manifest.release)
+    should = (signed.bundle, signed.version, signed.release)
+    if found != should:
+        raise UntrustedError(f"says it is {found}, signed is {should}")
+
+
 def _shown(text: str) -> str:
     return "".join(letter for letter in text if letter.isprintable())[:SHOWN]
 
 
-def main(group: str, tar: str, parent: str) -> int:
-    # An updater that starts anew clears staging: nothing of its predecessor's may write there.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        return Outcome.LATER
-    os.nice(10)
-    store = Store(Paths.from_environment(), group, config.from_environment().groups[group].lanes)
+def main(parent: str, group: str, tar: str, noted: str = "") -> int:
+    begin(parent)
+    settings = config.from_environment()
+    store = Store(Paths.from_environment(), group, settings.groups[group].lanes)
+    signed = load(Path(noted))[0].update if noted else None
     try:
-        said, outcome = install(store, Path(tar)), Outcome.INSTALLED
-    except (BundleError, ModelError, TransitionError) as error:
+        said = install(store, Path(tar), settings.updates.profile, signed)
+        outcome = Outcome.DONE
+    except (BundleError, ModelError, TransitionError, UntrustedError) as error:
         said, outcome = str(error), Outcome.REFUSED
     except (StorageError, LockedError) as error:
         said, outcome = str(error), Outcome.LATER

@@ -1,0 +1,75 @@
+"""Work in processes that end: what needs a library, an engine or much memory, and what a hostile
+file or server might kill, is not for the updater's own process."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+
+from common.paths import PROJECT
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Outcome(IntEnum):
+    """Exit status of a child."""
+
+    DONE = 0
+    DIED = 1  # or was killed, or took too long
+    REFUSED = 2  # what it looked at is no good
+    LATER = 3  # not its fault
+
+
+Settle = Callable[[Outcome, str], None]
+
+
+class Child:
+    """A process at work; it prints one line and says by its exit status how it went."""
+
+    def __init__(self, module: str, *arguments: str, limit_s: float, settle: Settle) -> None:
+        """
+        Args:
+            settle: called with what it came to, by whoever polls.
+        """
+        self.until = time.monotonic() + limit_s
+        self.what = module.rpartition(".")[2]
+        self._limit_s, self._settle = limit_s, settle
+        command = [sys.executable, "-OO", "-m", module, str(os.getpid()), *arguments]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT)
+        self.fd = os.pidfd_open(self._process.pid)
+
+    def ended(self) -> Callable[[], None] | None:
+        """What settles it, once it has ended or its time is over; to be called once."""
+        late = time.monotonic() >= self.until
+        if self._process.poll() is None and not late:
+            return None
+        said = self.close()
+        outcome, status = Outcome.DIED, self._process.returncode
+        if late:
+            said = f"its {self.what} was not done within {self._limit_s:g} s"
+        elif status in tuple(Outcome):
+            outcome = Outcome(status)
+        if outcome is Outcome.DIED:
+            said = said or f"its {self.what} ended with status {status}"
+        return partial(self._settle, outcome, said)
+
+    def close(self) -> str:
+        """End it; returns what it said."""
+        self._process.kill()
+        said = self._process.communicate()[0].decode(errors="replace")
+        os.close(self.fd)
+        return said.strip()
+
+
+def begin(parent: str) -> None:
+    """The first thing that a child does. An updater that starts anew clears what its predecessor's
+    children were at: none of them may outlive it. Exits if the parent is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        sys.exit(Outcome.LATER)
+    os.nice(10)

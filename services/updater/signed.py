@@ -1,0 +1,158 @@
+"""When to look for signed updates, and what was found; each group goes its own `Way` from there."""
+
+import random
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from common import durable
+from common.service import Service
+from common.states import Severity
+from common.updates import REPLY, REPORT, REQUEST, Reply, Report, Request
+from services.updater import life
+from services.updater.candidate import RETRY_S, Candidate
+from services.updater.children import Child, Outcome
+from services.updater.life import Checked
+from services.updater.way import LEAST_S, Way
+
+CHECK_S = 900.0  # for one check
+FIRST_S = 60.0  # after the start, the first one comes within this
+MOST_S = 86_400.0  # between two, after errors
+
+
+class Signed:
+    """
+    Args:
+        child: starts a child; a benchmark runs many devices in one process.
+    """
+
+    def __init__(
+        self, service: Service, candidates: dict[str, Candidate], child: type[Child] = Child
+    ) -> None:
+        self._service, self._child = service, child
+        self._settings = service.config.updates
+        folder = service.paths.updates
+        self._inbox, self._partial = folder / "inbox", folder / "partial"
+        for one in (folder, self._inbox, self._partial):
+            one.mkdir(mode=0o770, parents=True, exist_ok=True)
+        self.ways = {name: Way(service, one, child) for name, one in candidates.items()}
+        self._seen_inbox: tuple[int, ...] = ()
+        self._checked_ns = self._failures = 0
+        self._next_s = time.monotonic() + random.uniform(0, min(self._settings.check_s, FIRST_S))
+        self._rest_s = 0.0  # the disk refuses until then
+        self._error = self._reported = ""
+        self._checking = False
+
+    def rest(self) -> None:
+        """Leave the disk alone for a while: it refused."""
+        self._rest_s = time.monotonic() + RETRY_S
+
+    def next_child(self) -> Child | None:
+        """Begin with what is due, the operator's wish first."""
+        if self._settings.root is None:
+            return None
+        if (request := self._request()) is not None:
+            return self._check(request.place, request)
+        if time.monotonic() < self._rest_s:
+            return None
+        seen = _stamp(self._inbox / "metadata" / "timestamp.json")
+        if seen != self._seen_inbox:
+            self._seen_inbox = seen
+            if seen:
+                return self._check(str(self._inbox))
+        if self._settings.url and time.monotonic() >= self._next_s:
+            return self._check("")
+        return next((child for way in self.ways.values() if (child := way.next_step())), None)
+
+    # -- checks ------------------------------------------------------------------------------
+
+    def _request(self) -> Request | None:
+        path = self._service.paths.run / REQUEST
+        try:
+            request = msgspec.json.decode(path.read_bytes(), type=Request)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError):
+            request = None  # nobody can be told
+        path.unlink(missing_ok=True)
+        if request and not (request.place or self._settings.url):
+            error = f"{self._service.config.path}: updates.url is missing: nowhere to look"
+            self._reply(Reply(id=request.id, error=error))
+            return None
+        return request
+
+    def _check(self, place: str, request: Request | None = None) -> Child:
+        self._checking = True
+        return self._child(
+            "services.updater.check", place,
+            limit_s=CHECK_S, settle=partial(self._checked, place, request),
+        )  # fmt: skip
+
+    def _checked(self, place: str, request: Request | None, outcome: Outcome, said: str) -> None:
+        self._checking = False
+        try:
+            checked = msgspec.json.decode(said, type=Checked)
+        except msgspec.MsgspecError:
+            checked = Checked(error=said)
+        if not place:
+            self._plan(checked)
+        if checked.error and checked.error != self._error:
+            severity = Severity.WARNING if outcome is Outcome.LATER else Severity.ERROR
+            self._service.event(
+                "update.check", severity, f"no update: {checked.error}",
+                step="check", outcome="failed", reason=checked.error,
+            )  # fmt: skip
+        self._error = checked.error
+        if not checked.error:
+            self._checked_ns = time.monotonic_ns()
+        begin = not (request and request.dry_run)
+        lines = tuple(self.ways[group].line(answer) for group, answer in checked.groups.items())
+        for group, answer in checked.groups.items() if begin else ():
+            self.ways[group].take(answer)
+        updates = {name: way.noted.update for name, way in self.ways.items()}
+        life.tidy(self._partial, {update.sha256 for update in updates.values() if update})
+        if request:
+            begun = {name: update.slot for name, update in updates.items() if update and begin}
+            self._reply(Reply(id=request.id, error=checked.error, lines=lines, begun=begun))
+
+    def _plan(self, checked: Checked) -> None:
+        """When to ask the repository again."""
+        wait_s = self._settings.check_s
+        self._failures = self._failures + 1 if checked.error else 0
+        # Asking again soon does not help where the answer was no (4xx).
+        if checked.error and checked.status not in range(400, 500):
+            wait_s = min(wait_s, LEAST_S * 2 ** min(self._failures, 16))
+        wait_s = max(wait_s, min(checked.wait_s, MOST_S)) * random.uniform(0.5, 1.5)
+        self._next_s = time.monotonic() + wait_s
+
+    def _reply(self, reply: Reply) -> None:
+        durable.write(self._service.paths.run / REPLY, msgspec.json.encode(reply))
+
+    # -- telling -----------------------------------------------------------------------------
+
+    def report(self) -> None:
+        """Write what there is to see, where it has changed."""
+        planned = self._settings.root is not None and self._settings.url is not None
+        report = Report(
+            checked_ns=self._checked_ns, error=self._error, checking=self._checking,
+            next_ns=round(self._next_s * 1e9) if planned else 0,
+            groups={name: way.report() for name, way in self.ways.items()},
+        )  # fmt: skip
+        text = msgspec.json.encode(report).decode()
+        if text != self._reported:
+            path = self._service.paths.run / REPORT
+            new = path.with_name(f".{path.name}.new")
+            new.write_text(text)
+            new.rename(path)
+            self._reported = text
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes with the file; empty where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,276 @@
+"""One group's signed update on its way, step by step. Each step ends in what is noted on disk
+(`life`) or in the record, so that any of them may be cut short at any instant."""
+
+import random
+import time
+from contextlib import suppress
+from functools import partial
+
+import msgspec
+
+from common import slots
+from common.errors import LockedError, StorageError, TransitionError
+from common.service import Service
+from common.slots import Record
+from common.states import Phase, Severity, SlotState
+from common.updates import HISTORY, GroupReport
+from common.updates import Status as Entry
+from services.updater import floors, life
+from services.updater.candidate import INSTALL_S, RETRY_S, Candidate
+from services.updater.children import Child, Outcome
+from services.updater.device import within
+from services.updater.life import Answer, Noted, Step, Update
+
+FETCH_S = 6 * 3600.0  # for one try of a download; the next goes on where it ended
+LEAST_S = 30.0  # between two tries, at first
+INSTALLS = 3  # an install that is killed is not the bundle's fault at once
+CLOCK_S = 120.0  # that a clock may be behind the last signed time, and still be right
+DAY_S = 86_400.0
+
+_ENDED = (Step.GOOD, Step.BAD)
+
+
+class Way:
+    def __init__(self, service: Service, candidate: Candidate, child: type[Child]) -> None:
+        self._service, self._candidate, self._child = service, candidate, child
+        self._settings = service.config.updates
+        self._folder = service.paths.updates
+        self.group = candidate.group
+        self._file = self._folder / f"txn-{self.group}.json"
+        self.noted, problem = life.load(self._file)
+        if problem:
+            service.event("update.damaged", Severity.ERROR, problem)
+        self._reason = ""  # of the last check: why not more
+        self._level = ""  # of the live model's age
+        self._begin(since=0.0)
+
+    def _begin(self, since: float | None = None) -> None:
+        """A new step: nothing is known against it."""
+        self._since = time.monotonic() if since is None else since
+        self._retry, self._tries, self._waits, self._told = 0.0, 0, "", ""
+
+    def _note(self, noted: Noted) -> None:
+        life.save(self._file, noted)
+        self.noted = noted
+
+    def _at(self, update: Update | None) -> Noted:
+        return msgspec.structs.replace(self.noted, update=update)
+
+    # -- what a check found ------------------------------------------------------------------
+
+    def line(self, answer: Answer) -> str:
+        """An answer for people."""
+        if answer.back:
+            return f"{self.group}: goes back to slot {answer.back[:12]}; {answer.reason}"
+        if answer.update is None:
+            return f"{self.group}: nothing to do: {answer.reason}"
+        update, now = answer.update, self.noted.update
+        if now and now.slot == update.slot:
+            return f"{self.group}: {update.title} is on its way: {now.step}"
+        more = f"; {answer.reason}" if answer.reason else ""
+        return f"{self.group}: {update.title}, {update.length} bytes from {update.source}{more}"
+
+    def take(self, answer: Answer) -> None:
+        """It becomes what the group is about."""
+        self._reason = answer.reason
+        self._leave(answer)
+        record, now, found = self._candidate.store.read(), self.noted.update, answer.update
+        if now and record.txn.slot == now.slot and record.txn.phase is not Phase.NONE:
+            return  # it is judged first
+        if now and found and now.slot == found.slot:
+            if now.source != found.source:  # the stick was pulled, the network is back
+                moved = msgspec.structs.replace(now, source=found.source, place=found.place)
+                self._note(self._at(moved))
+                self._retry = 0.0
+            return
+        if now is not None:
+            if record.state(now.slot) is SlotState.INSTALLED:
+                self._candidate.store.commit(partial(slots.discard, name=now.slot))
+            self._tell(now, "failed", "it is not offered any more")
+        published = dict(self.noted.published_s)
+        if found:
+            published[found.slot] = found.published_s
+        self._note(Noted(found, self.noted.refused, published))
+        self._begin()
+        if found:
+            self._tell(found, "ok", step="found")
+
+    def _leave(self, answer: Answer) -> None:
+        """What is withdrawn: under test no longer; live only until there is something to go to."""
+        if not (answer.withdrawn or answer.back):
+            return
+
+        def change(now: Record) -> Record:
+            why = answer.withdrawn.get(now.txn.slot)
+            if now.txn.phase is not Phase.NONE and why is not None:
+                now = slots.roll_back(now, f"withdrawn: {why}")
+            elif answer.back and now.chain(after=now.known_good) == answer.back:
+                now = slots.roll_back(now, "withdrawn")
+            for name in answer.withdrawn:
+                if now.state(name) is SlotState.INSTALLED:
+                    now = slots.discard(now, name)
+            return now
+
+        with suppress(TransitionError, LockedError):  # looked at again after the next check
+            self._candidate.store.commit(change)
+
+    # -- bringing it on ----------------------------------------------------------------------
+
+    def next_step(self) -> Child | None:
+        """Begin with what a child has to do, if it is time."""
+        update = self.noted.update
+        if update is None or time.monotonic() < self._retry:
+            return None
+        if update.step is Step.DOWNLOAD:
+            if not update.offline and not self._open(self._settings.download):
+                self._waits = "a download window"
+                return None
+            self._waits = ""
+            return self._child(
+                "services.updater.fetch", self.group,
+                limit_s=FETCH_S, settle=partial(self._fetched, update),
+            )  # fmt: skip
+        if update.step is Step.INSTALL and self._candidate.free:
+            tar = self._folder / "partial" / update.sha256
+            return self._child(
+                "services.updater.install", self.group, str(tar), str(self._file),
+                limit_s=INSTALL_S, settle=partial(self._installed, update),
+            )  # fmt: skip
+        return None
+
+    def _fetched(self, update: Update, outcome: Outcome, said: str) -> None:
+        moved, _, text = said.partition(" ")
+        if moved.isdigit():
+            update = msgspec.structs.replace(update, moved=int(moved))
+        else:
+            text = said
+        self._note(self._at(update))
+        if outcome is Outcome.DONE:
+            self._go_on(update, Step.INSTALL)
+        elif outcome is Outcome.REFUSED:
+            # A server that has something else than was signed is asked as seldom as possible.
+            self._later(update, "failed", text, self._settings.check_s)
+        else:
+            self._later(update, "waits", text)
+
+    def _installed(self, update: Update, outcome: Outcome, said: str) -> None:
+        again = outcome is Outcome.DIED and self._tries < INSTALLS
+        if outcome is Outcome.LATER or again:
+            self._later(update, "waits", said, RETRY_S)
+        elif outcome is Outcome.DONE:
+            self._go_on(update, Step.ACTIVATE)
+        else:
+            refused = self.noted.refused | {update.slot: said}
+            self._note(Noted(None, refused, self.noted.published_s))
+            self._tell(update, "failed", said)
+            self._tell(update, "failed", said, step=Step.BAD)
+            self._begin()
+
+    def _go_on(self, update: Update, step: Step) -> None:
+        self._note(self._at(msgspec.structs.replace(update, step=step)))
+        self._tell(update, "ok")
+        self._begin()
+
+    def _later(self, update: Update, outcome: str, text: str, least_s: float = 0.0) -> None:
+        """Try again after a pause that grows; say why, once."""
+        wait_s = max(least_s, min(self._settings.check_s, LEAST_S * 2 ** min(self._tries, 16)))
+        self._tries += 1
+        self._retry = time.monotonic() + wait_s * random.uniform(0.5, 1.5)
+        if text != self._told:
+            self._tell(update, outcome, text)
+        self._told = self._waits = text
+
+    def observe(self, record: Record) -> None:
+        """Tell what became of it since it was installed."""
+        self._tell_age(record)
+        update = self.noted.update
+        if update is None:
+            return
+        step, reason = life.followed(update, record)
+        if step is Step.ACTIVATE:
+            self._waits = "its turn" if self.may_activate else "an activation window"
+        if step is update.step:
+            return
+        self._note(self._at(None if step in _ENDED else msgspec.structs.replace(update, step=step)))
+        if step is Step.BAD:
+            self._tell(update, "failed", reason)
+            self._tell(update, "failed", reason, step=step)
+        else:
+            for passed in _between(update.step, step):
+                self._tell(update, "ok", step=passed)
+            if step is Step.GOOD:
+                self._tell(update, "ok", step=step)
+        self._begin()
+
+    # -- windows -----------------------------------------------------------------------------
+
+    @property
+    def may_activate(self) -> bool:
+        """Whether a test of a new model may begin now."""
+        return self._open(self._settings.activate)
+
+    def _open(self, windows: tuple[str, ...]) -> bool:
+        """Without any, always; else not by a clock that is behind what is known to have come."""
+        if not windows:
+            return True
+        now_s = time.time()
+        return now_s >= floors.trusted_now(self._folder) - CLOCK_S and within(windows, now_s)
+
+    # -- telling -----------------------------------------------------------------------------
+
+    def _tell(self, update: Update, outcome: str, reason: str = "", step: str = "") -> None:
+        """A status event, kept on disk until it is among the oldest."""
+        step = step or update.step
+        entry = Entry(
+            group=self.group, bundle=update.bundle, version=update.version,
+            release=update.release, slot=update.slot, step=step, outcome=outcome, reason=reason,
+            bytes=update.moved, wall_s=time.time(),
+            seconds=round(time.monotonic() - self._since, 3) if self._since else 0.0,
+        )  # fmt: skip
+        with suppress(StorageError):  # it is told all the same
+            life.add_status(self._folder / HISTORY, entry)
+        severity = {"ok": Severity.INFO, "waits": Severity.WARNING}.get(outcome, Severity.ERROR)
+        text = f"{update.title}: {step}: {outcome}{': ' if reason else ''}{reason}"
+        data = {key: str(value) for key, value in msgspec.structs.asdict(entry).items()}
+        self._service.event(f"update.{step}", severity, text, **data)
+
+    def _age_s(self, record: Record) -> float | None:
+        """Since the known-good model was published; the factory's is as old as the build."""
+        published_s = self.noted.published_s.get(record.known_good)
+        if record.known_good == slots.FACTORY:
+            published_s = floors.build_time_s()
+        return None if published_s is None else floors.trusted_now(self._folder) - published_s
+
+    def _tell_age(self, record: Record) -> None:
+        """Once a level."""
+        age_s, level = self._age_s(record), ""
+        limits = {"warning": self._settings.warn_days, "critical": self._settings.escalate_days}
+        for name, days in limits.items():
+            if days is not None and age_s is not None and age_s > days * DAY_S:
+                level = name
+        if level and level != self._level:
+            assert age_s is not None
+            text = f"group {self.group}: its model was published {age_s / DAY_S:.0f} days ago"
+            self._service.event("model.old", Severity(level), text, group=self.group)
+        self._level = level
+
+    def report(self) -> GroupReport:
+        age_s = self._age_s(self._candidate.store.read())
+        report = GroupReport(
+            reason=self._reason, age_level=self._level,
+            age_s=None if age_s is None else age_s // 60 * 60,  # seldom another
+        )  # fmt: skip
+        update = self.noted.update
+        if update is None:
+            return report
+        file = self._folder / "partial" / update.sha256
+        return msgspec.structs.replace(
+            report, title=update.title, step=update.step, waits=self._waits,
+            length=update.length, have=file.stat().st_size if file.exists() else 0,
+        )  # fmt: skip
+
+
+def _between(was: Step, now: Step) -> list[Step]:
+    """The steps that were passed, the one it was in first."""
+    order = list(Step)
+    return order[order.index(was) : order.index(now)]
