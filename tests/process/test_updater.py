@@ -264,7 +264,7 @@ def test_a_check_that_dies_is_a_refusal(line: Line) -> None:
     process = line.start()
     line.offer(line.bundle()[1], "a.tar")
     until(lambda: psutil.Process(process.pid).children(), 20, "the child")[0].kill()
-    assert line.note("a", "refused") == "its check ended with status -9"
+    assert line.note("a", "refused") == "its install ended with status -9"
 
 
 def candidate(line: Line, manifest: str = MANIFEST + LIMITS) -> tuple[str, Candidate]:
