@@ -222,6 +222,12 @@ def load(path: Path) -> Config:
     )
     for name, camera in config.cameras.items():
         _check_camera(file, config, name, camera)
+    updates = config.updates
+    if updates.url and not updates.root:
+        raise file.error(("updates", "url"), updates.url, "a root beside it: whom to trust")
+    for key in ("channel", "profile"):
+        if not re.fullmatch(NAME, getattr(updates, key)):
+            raise file.error(("updates", key), getattr(updates, key), _NAMES)
     return config
 
 

@@ -12,8 +12,10 @@ from common.paths import Paths
 from common.processes import lane_name
 from common.slots import PASS, Record
 from common.states import Phase
+from common.updates import GroupReport
 from services.cli.models import SlotStatus, read_record, role, short
 from services.cli.text import seconds
+from services.cli.update import read_report
 
 SHOWN = 5  # incidents
 PATIENCE_S = 30.0  # beyond what a change of model may take
@@ -29,7 +31,10 @@ class LaneStatus(msgspec.Struct):
     refused: str = ""
     judged: int = 0
     failed: int = 0
-    agreement: float | None = None  # of a candidate in the shadow
+    compared: int = 0  # frames, of a candidate in the shadow
+    agreement: float | None = None
+    score_shift: float | None = None
+    latency_ratio: float | None = None
     infer_ms_p99: float | None = None
     trying: bool = False  # its slot is not proven yet
 
@@ -46,6 +51,7 @@ class GroupStatus(msgspec.Struct):
     lanes: list[LaneStatus]
     problems: list[str] = []
     slots: list[SlotStatus] = []  # installed ones
+    update: GroupReport | None = None  # as the updater says
 
 
 class Incident(msgspec.Struct):
@@ -99,7 +105,11 @@ def group(
         SlotStatus(slot, one.state, one.tries, one.name, one.version, one.release, one.reason)
         for slot, one in record.slots.items()
     ]
+    report = read_report(paths)
+    row.update = report.groups.get(name) if report else None
     row.problems = [*_problems(row), *_change(record, config, paths, name, uptimes)]
+    if row.update and row.update.age_level:
+        row.problems.append(f"group {name}: its model is {seconds(row.update.age_s)} old")
     return row
 
 
@@ -114,7 +124,8 @@ def _lane(record: Record, group: str, lane: str, beats: dict[str, Beat]) -> Lane
     row.judged, row.failed = report.judged, report.failed
     row.infer_ms_p99 = report.infer_ms_p99 if report.judged else None
     if row.role == "candidate" and report.judged:
-        row.agreement = report.agreement
+        row.compared, row.agreement = report.compared, report.agreement
+        row.score_shift, row.latency_ratio = report.score_shift, report.latency_ratio
     return row
 
 
@@ -148,7 +159,8 @@ def _change(
     if len(record.lanes) > 1 and age_s > limit_s:
         found.append(
             f"group {name}: slot {short(txn.slot)} has been {txn.phase} or before for "
-            f"{seconds(age_s)}, and nobody judges it: does the watchdog run?"
+            f"{seconds(age_s)}, and nobody judges it: does a camera show something, and does the "
+            "watchdog run?"
         )
     return found
 

@@ -14,6 +14,7 @@ from services.cli.listen import configuration, listener
 from services.cli.models import short
 from services.cli.observe import PREFIXES, CameraStatus, Observer, ProcessStatus, Status
 from services.cli.text import number, red, seconds, size, table, yes
+from services.cli.update import state
 
 LISTEN_S = 1.5  # three beats
 WATCH_S = 1.0
@@ -150,6 +151,8 @@ def _group(row: GroupStatus) -> str:
         said.append(f"slot {short(row.candidate)} is {row.phase}")
     if len(row.lanes) > 1 and not row.standby:
         said.append("no warm standby")
+    if row.update and row.update.step:
+        said.append(state(row.update))
     return f"group {row.name}: {', '.join(said)}" if said else ""
 
 

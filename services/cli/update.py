@@ -87,7 +87,7 @@ def _progress(config: Config, paths: Paths, group: str, slot: str, wait: bool) -
     """Tell how an update comes along until it is under test, or, if wanted, judged."""
     told, step = "", ""
     while True:
-        report = _read(paths.run / REPORT, Report)
+        report = read_report(paths)
         now = report.groups.get(group) if report else None
         if now is None or now.step not in ("download", "install"):
             break
@@ -117,7 +117,7 @@ def _share(now: GroupReport) -> str:
 
 
 def _show(paths: Paths, as_json: bool) -> int:
-    report, past = _read(paths.run / REPORT, Report), _history(paths)
+    report, past = read_report(paths), _history(paths)
     if as_json:
         print(msgspec.json.encode({"report": report, "history": past}).decode())
         return 0
@@ -135,14 +135,15 @@ def _show(paths: Paths, as_json: bool) -> int:
         if report.error:
             print(f"last check failed: {report.error}")
         for name, group in report.groups.items():
-            print(f"{name}: {_state(group)}")
+            print(f"{name}: {state(group)}")
     if past:
         print()
         print("\n".join(_table(past)))
     return 0
 
 
-def _state(group: GroupReport) -> str:
+def state(group: GroupReport) -> str:
+    """A group's update in a line."""
     age = f"; live model {seconds(group.age_s)} old" if group.age_s is not None else ""
     if not group.step:
         return f"nothing under way{': ' if group.reason else ''}{group.reason}{age}"
@@ -163,6 +164,11 @@ def _table(past: list[Entry]) -> list[str]:
             for one in past
         ],
     )  # fmt: skip
+
+
+def read_report(paths: Paths) -> Report | None:
+    """What the updater says of itself; None where it has not run."""
+    return _read(paths.run / REPORT, Report)
 
 
 def _history(paths: Paths) -> list[Entry]:

@@ -5,12 +5,10 @@
 Prints the bytes moved for it so far, a blank, and why it is not there, if it is not.
 """
 
-import os
 import sys
-from pathlib import Path
+import threading
 
 from common import config
-from common.archive import RESERVE_BYTES
 from common.config import Config
 from common.errors import BudgetError, ConfigError, FetchError, StorageError, UntrustedError
 from common.paths import Paths
@@ -21,11 +19,10 @@ from services.updater.download import download
 from services.updater.life import Update, load
 from services.updater.sources import open_source
 
-MB = 1_000_000
 DAY_S = 86_400
 
 
-def fetch(settings: Config, paths: Paths, group: str, update: Update, budget: Budget) -> None:
+def fetch(settings: Config, paths: Paths, update: Update, budget: Budget) -> None:
     """
     Raises:
         FetchError, BudgetError, StorageError: not now.
@@ -38,31 +35,15 @@ def fetch(settings: Config, paths: Paths, group: str, update: Update, budget: Bu
     place = update.source if update.offline else updates.url
     if place is None:
         raise ConfigError(f"{settings.path}: updates.url is missing: {update.source} is no folder")
-    folder = paths.updates / "partial"
-    _check_room(folder, paths.models(group), update)
     download(
         open_source(place, ca=ca, stall_s=updates.stall_s),
-        update.place, update.length, update.sha256, folder, budget,
-        rate_b_s=None if update.offline or updates.rate_kb_s is None else updates.rate_kb_s * 1000,
+        update.place, update.length, update.sha256, paths.updates / "partial",
+        None if update.offline else budget,
+        pause=threading.Event().wait,  # ended by its parent
         update=update.sha256,
+        rate_b_s=None if update.offline or not updates.rate_kb_s else updates.rate_kb_s * 1000,
+        room=update.length,  # for what it unpacks to
     )  # fmt: skip
-
-
-def _check_room(folder: Path, models: Path, update: Update) -> None:
-    """For the file and for what it unpacks to, before the first byte of it is asked for.
-
-    Raises: StorageError: there is not enough.
-    """
-    partial = folder / update.sha256
-    have = partial.stat().st_size if partial.exists() else 0
-    volume = os.statvfs(models if models.exists() else folder)
-    free = volume.f_bavail * volume.f_frsize
-    needed = 2 * update.length - have + RESERVE_BYTES
-    if needed > free:
-        raise StorageError(
-            f"{folder}: has {free >> 20} MB free; the bundle of {update.length >> 20} MB and its "
-            f"content need {needed >> 20} MB; make room"
-        )
 
 
 def main(parent: str, group: str) -> int:
@@ -77,12 +58,14 @@ def main(parent: str, group: str) -> int:
     budget = Budget(
         paths.updates / "budget.json",
         day=int(floors.trusted_now(paths.updates) // DAY_S),
-        daily=None if updates.daily_mb is None else updates.daily_mb * MB,
-        per_update=None if updates.update_mb is None else updates.update_mb * MB,
+        daily_mb=updates.daily_mb,
+        update_mb=updates.update_mb,
     )
     said, outcome = "", Outcome.DONE
+    notes = (load(paths.updates / f"txn-{name}.json")[0].update for name in settings.groups)
     try:
-        fetch(settings, paths, group, update, budget)
+        budget.tidy({one.sha256 for one in notes if one})
+        fetch(settings, paths, update, budget)
     except (FetchError, BudgetError, StorageError, ConfigError) as error:
         said, outcome = str(error), Outcome.LATER
     except UntrustedError as error:

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 
 from common import durable
-from common.errors import StorageError
 from common.slots import Record
 from common.states import Phase, SlotState
 from common.updates import Status
@@ -131,13 +130,3 @@ def followed(update: Update, record: Record) -> tuple[Step, str]:
     if state is SlotState.TESTING:  # between two transitions of the same commit: never seen
         return update.step, ""
     return Step.GOOD, ""
-
-
-def tidy(folder: Path, keep: set[str]) -> None:
-    """Remove partial downloads that no update refers to."""
-    try:
-        for left in folder.glob("*"):
-            if left.name.partition(".")[0] not in keep:
-                left.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: can't be tidied: {error.strerror}") from error

@@ -11,7 +11,6 @@ from common import durable
 from common.service import Service
 from common.states import Severity
 from common.updates import REPLY, REPORT, REQUEST, Reply, Report, Request
-from services.updater import life
 from services.updater.candidate import RETRY_S, Candidate
 from services.updater.children import Child, Outcome
 from services.updater.life import Checked
@@ -112,7 +111,7 @@ class Signed:
         for group, answer in checked.groups.items() if begin else ():
             self.ways[group].take(answer)
         updates = {name: way.noted.update for name, way in self.ways.items()}
-        life.tidy(self._partial, {update.sha256 for update in updates.values() if update})
+        self._tidy({update.sha256 for update in updates.values() if update})
         if request:
             begun = {name: update.slot for name, update in updates.items() if update and begin}
             self._reply(Reply(id=request.id, error=checked.error, lines=lines, begun=begun))
@@ -126,6 +125,12 @@ class Signed:
             wait_s = min(wait_s, LEAST_S * 2 ** min(self._failures, 16))
         wait_s = max(wait_s, min(checked.wait_s, MOST_S)) * random.uniform(0.5, 1.5)
         self._next_s = time.monotonic() + wait_s
+
+    def _tidy(self, keep: set[str]) -> None:
+        """Remove partial downloads that no update is about."""
+        for left in self._partial.iterdir():
+            if left.name.removesuffix(".synced") not in keep:
+                left.unlink(missing_ok=True)
 
     def _reply(self, reply: Reply) -> None:
         durable.write(self._service.paths.run / REPLY, msgspec.json.encode(reply))
