@@ -5,7 +5,7 @@ VOC counts (Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from common.messages import Item
 
@@ -34,10 +34,14 @@ def iou(a: Box, b: Box) -> float:
     return common / union
 
 
-def match(items: Sequence[Item], things: Sequence[Thing]) -> tuple[int, list[Item]]:
-    """How many items are right, and those that are not; items without a box count neither way."""
+T = TypeVar("T", bound=Thing)
+
+
+def pair(items: Sequence[Item], things: Sequence[T]) -> tuple[list[tuple[Item, T]], list[Item]]:
+    """Items with the things that they are, and items that are none; those without a box are left
+    out."""
     free = list(things)
-    wrong = []
+    pairs, wrong = [], []
     placed = [item for item in items if item.box is not None]
     for item in sorted(placed, key=lambda item: -item.score):
         assert item.box is not None
@@ -48,7 +52,13 @@ def match(items: Sequence[Item], things: Sequence[Thing]) -> tuple[int, list[Ite
         ]
         best, i = max(overlaps, default=(0.0, 0))
         if best >= IOU:
-            del free[i]
+            pairs.append((item, free.pop(i)))
         else:
             wrong.append(item)
-    return len(placed) - len(wrong), wrong
+    return pairs, wrong
+
+
+def match(items: Sequence[Item], things: Sequence[Thing]) -> tuple[int, list[Item]]:
+    """How many items are right, and those that are not; items without a box count neither way."""
+    pairs, wrong = pair(items, things)
+    return len(pairs), wrong

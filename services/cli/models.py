@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from common import verdict
 from common.config import Config
-from common.errors import ConfigError
+from common.errors import ConfigError, StorageError
 from common.paths import Paths
 from common.slots import FACTORY, PASS, Record, fitted
 from common.states import Phase, SlotState
@@ -15,9 +16,12 @@ from common.store import Store
 from services.cli.listen import configuration
 from services.cli.text import size, table
 
+NOT_THE_SAME = 2
+
 _EPILOG = """\
 examples:
   vigil models                                 as a table
+  vigil models --verdict 0123456789ab          what it was judged by, and judged by that once more
   vigil models --json | jq '.[0].slots'        for a program
 """
 
@@ -59,17 +63,49 @@ class GroupRow(msgspec.Struct):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--json", action="store_true", help="one JSON array")
+    parser.add_argument(
+        "--verdict", metavar="SLOT", help="why a slot is good or bad; 2 if it is not so now"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     paths = Paths.from_environment()
     config = configuration(paths)
+    if args.verdict is not None:
+        return _verdicts(config, paths, args.verdict, as_json=args.json)
     rows = [_group(config, paths, name) for name in config.groups]
     if args.json:
         print(msgspec.json.encode(rows).decode())
     else:
         print("\n\n".join("\n".join(_screen(row)) for row in rows))
     return 0
+
+
+def _verdicts(config: Config, paths: Paths, slot: str, *, as_json: bool) -> int:
+    """The recorded verdicts on a slot, and what the same rules say to their inputs now.
+
+    Raises:
+        StorageError: there is none, or one can't be read.
+    """
+    folders = [paths.models(group) for group in config.groups]
+    found = [given for folder in folders for given in verdict.recorded(folder, slot)]
+    if not found:
+        raise StorageError(f"{folders[0].parent}: no verdict on a slot {slot or '(none given)'}")
+    again = [verdict.judge(given.inputs) for given in found]
+    if as_json:
+        rows = [{"verdict": v, "again": now} for v, now in zip(found, again, strict=True)]
+        print(msgspec.json.encode(rows).decode())
+    else:
+        for given, now in zip(found, again, strict=True):
+            print(msgspec.json.format(msgspec.json.encode(given.inputs)).decode())
+            print(f"group {given.group}, slot {short(given.slot)}: {_outcome(given.reason)}")
+            print(f"judged again: {_outcome(now)}\n")
+    same = all(now == given.reason for given, now in zip(found, again, strict=True))
+    return 0 if same else NOT_THE_SAME
+
+
+def _outcome(reason: str | None) -> str:
+    return "too early to tell" if reason is None else f"bad: {reason}" if reason else "good"
 
 
 def find_group(config: Config, name: str | None) -> str:

@@ -23,6 +23,7 @@ from services.inference.feed import Feed
 from services.inference.results import encode, located, result
 from services.inference.seat import Seat
 from services.inference.shadow import Shadow
+from services.inference.tally import Tally
 from services.inference.worker import Job, Worker
 
 EARLY_NS = 1_000_000  # how much earlier than needed the next frame is prepared under `latest`
@@ -48,7 +49,8 @@ class Lane:
             Feed(name, service.config.cameras[name], service.paths, seat.raise_fence)
             for name in cameras
         ]
-        self._shadow = Shadow(service, cameras, seat, service.config.groups[group].shadow_every)
+        self._shadow = Shadow(service, cameras, seat, service.config.groups[group])
+        self._tally = Tally()
         self._bell = Bell(service.paths.bell(service.name))  # rung by capture at each frame
         self._record_bell = Bell(service.paths.bell(record_bell(group, seat.lane)))
         captures = {name: service.paths.bell(capture_name(name)) for name in cameras}
@@ -287,7 +289,8 @@ class Lane:
         degraded = self._engines.degraded if self._engines else "no model could be loaded"
         limit_s = feed.camera.stale_after_s
         items = located(items, ring.shape.view, feed.camera.zones)
-        body = encode(result(job, items, self._model, degraded, limit_s, ring.generation))
+        decision = result(job, items, self._model, degraded, limit_s, ring.generation)
+        body = encode(decision)
         slot = int(self._model.slot, 16) if self._model else 0
         try:
             feed.decide(job.sequence, job.hold, self._seat.run, slot, kind, body)
@@ -298,6 +301,7 @@ class Lane:
         self._captures[feed.name].ring()
         self._service.progressed()
         self._judged += 1
+        self._tally.add(decision, job.hold, job.sight, items)
         if job.error is not None:
             self._failed += 1
             self._say_failed(job)
@@ -332,7 +336,7 @@ class Lane:
         )
 
     def _report(self) -> LaneReport:
-        shadow = self._shadow
+        shadow, tally = self._shadow, self._tally
         recent = sorted(self._recent_ns or shadow.infer_ns)
         return LaneReport(
             run=self._seat.run,
@@ -344,6 +348,15 @@ class Lane:
             failed=self._failed + shadow.failed,
             agreement=shadow.agreement,
             infer_ms_p99=recent[len(recent) * 99 // 100] / 1e6 if recent else 0.0,
+            compared=shadow.compared,
+            score_shift=shadow.score_shift,
+            latency_ratio=shadow.latency_ratio,
+            offered=tally.offered,
+            shown=tally.shown,
+            inferred=tally.inferred,
+            valid=tally.valid,
+            scores=tally.scores,
+            shown_ns=tally.shown_ns,
         )
 
     def close(self) -> None:

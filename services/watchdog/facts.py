@@ -9,6 +9,8 @@ from common import config
 from common.messages import LaneReport
 from common.slots import Record
 from common.states import Severity
+from common.verdict import Counts, Inputs
+from common.verdict import Limits as Held
 
 
 class Struct(msgspec.Struct, frozen=True):
@@ -73,6 +75,8 @@ class Group(Struct, frozen=True):
     record: Record
     cameras: dict[str, Camera] = {}
     gate_failed: str = ""  # why the updater finds that the candidate does not pass
+    limits: Held = Held()  # what the candidate is held to
+    expected: tuple[float, ...] = ()  # shares of its scores
 
 
 class Observation(Struct, frozen=True):
@@ -119,15 +123,14 @@ class Asked(Struct, frozen=True):
 
 
 class Watched(Struct, frozen=True):
-    """The change of model under way, and what its lane had judged when its soak began."""
+    """The change of model under way."""
 
     slot: str
     phase: str
-    since_ns: int
-    run: int = 0
-    judged: int = 0
-    failed: int = 0
-    written: int = 0  # frames of all cameras
+    since_ns: int  # without the time in which a candidate had nothing to judge
+    idle_ns: int = 0  # since when it has nothing
+    start: Counts = Counts()  # of its lane when its soak began
+    before: Counts | None = None  # the live lane's at its beginning; in soak: until the hand-over
 
 
 class Restore(Struct, frozen=True):
@@ -195,6 +198,7 @@ class Transition(Action, frozen=True):
     kind: str
     lane: str = ""
     reason: str = ""
+    inputs: Inputs | None = None  # of a verdict on a candidate
 
 
 class SetPace(Action, frozen=True):

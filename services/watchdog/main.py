@@ -163,7 +163,9 @@ class Watchdog:
             for name in self._service.config.cameras_of(group)
             if (camera := self._rings[name].look(now)) is not None
         }
-        return Group(self._stores.record(group), cameras, self._stores.gate_failed(group))
+        stores = self._stores
+        limits, expected = stores.expectations(group)
+        return Group(stores.record(group), cameras, stores.gate_failed(group), limits, expected)
 
     # -- doing -------------------------------------------------------------------------------
 

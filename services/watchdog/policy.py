@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from common import slots
+from common import slots, verdict
 from common.errors import TransitionError
 from common.messages import LaneReport
 from common.processes import lane_name
 from common.slots import PASS, Record
 from common.states import Phase, Severity
+from services.watchdog import changes
 from services.watchdog.facts import (
     Action,
     Asked,
@@ -40,7 +41,6 @@ from services.watchdog.facts import (
     Start,
     Transition,
     Wake,
-    Watched,
 )
 
 S = 1_000_000_000
@@ -55,7 +55,6 @@ STOP_S = 10  # from SIGTERM
 AGAIN_S = 60  # a planned restart of one process, at most so often
 HEAT_S = 30.0  # between two changes of pace
 PACE_LEAST = 0.125
-FAILED_LEAST, FAILED_SHARE = 3, 0.02  # of what a candidate judges: more is not fit to decide
 
 
 def decide(
@@ -220,25 +219,14 @@ class _Step:
             down = self._m.down.get(name)
             if down and self._ready(group, record, lane):
                 del self._m.down[name]
-        self._note_change(group, now)
-
-    def _note_change(self, group: str, now: Group) -> None:
-        txn, watched = now.record.txn, self._m.watched.get(group)
-        if txn.phase is Phase.NONE:
+        reports = {lane: its for lane in record.lanes if (its := self._report(group, lane))}
+        txn = record.txn
+        ready = txn.lane in record.lanes and self._ready(group, record, txn.lane)
+        watched = changes.note(self._m.watched.get(group), record, reports, ready, self._now)
+        if watched:
+            self._m.watched[group] = watched
+        else:
             self._m.watched.pop(group, None)
-            return
-        soaks = txn.phase is Phase.SOAK
-        same = watched is not None and watched.slot == txn.slot
-        if watched is None or not same or soaks != (watched.phase == Phase.SOAK):
-            written = sum(camera.written for camera in now.cameras.values())
-            watched = Watched(txn.slot, txn.phase, self._now, written=written)
-        report = self._report(group, txn.lane)
-        if soaks and report and (report.run != watched.run or report.judged < watched.judged):
-            # A process that is new since then is counted from its beginning.
-            fresh = watched.since_ns == self._now
-            judged, failed = (report.judged, report.failed) if fresh else (0, 0)
-            watched = msgspec.structs.replace(watched, run=report.run, judged=judged, failed=failed)
-        self._m.watched[group] = watched
 
     def _end_stall(self, group: str, now: Group) -> None:
         """Frames wait, and nobody decides: the live lane is to blame, whatever it says."""
@@ -261,13 +249,16 @@ class _Step:
         lost = self._lost(group, now)
         if lost is None:
             return False
+        soaks = record.txn.phase is Phase.SOAK and record.txn.lane == record.live
         if record.other and self._ready(group, record, record.other):
-            order = Transition(group, "take_over", record.other, f"lane {record.live} {lost}")
+            reason = f"lane {record.live} {lost}"
+            inputs = self._soak(group, now, reason) if soaks else None
+            order = Transition(group, "take_over", record.other, reason, inputs)
             if self._order(record, order):
                 return True
-        txn = record.txn
-        if txn.phase is Phase.SOAK and txn.lane == record.live:
-            return self._order(record, Transition(group, "fail_soak", reason=f"it {lost}"))
+        if soaks:
+            inputs = self._soak(group, now, f"it {lost}")
+            return self._order(record, changes.order(group, "fail_soak", "", inputs))
         return False
 
     def _lost(self, group: str, now: Group) -> str | None:
@@ -324,25 +315,26 @@ class _Step:
 
     def _judge_candidate(self, group: str, now: Group) -> bool:
         record, txn = now.record, now.record.txn
-        reason = self._no_candidate(group, now)
-        if reason:
-            return self._order(record, Transition(group, "abandon", reason=reason))
+        if now.gate_failed:  # the updater keeps what it rests on
+            return self._order(record, Transition(group, "abandon", reason=now.gate_failed))
+        if fact := self._no_candidate(group, now):
+            settings = self._settings.groups[group]
+            inputs = changes.proof(now, settings, self._recorded(group, record, txn.lane), fact)
+            return self._order(record, changes.order(group, "abandon", "", inputs))
         if txn.phase is Phase.REQUESTED and self._ready(group, record, txn.lane):
             return self._order(record, Transition(group, "hand_over", txn.lane))
         return False
 
     def _no_candidate(self, group: str, now: Group) -> str:
-        """Why a candidate will not do; "" where it still may."""
+        """Why a candidate will not do, whatever it judged; "" where it still may."""
         record = now.record
         txn, name = record.txn, lane_name(group, record.txn.lane)
-        settings = self._settings.groups[group]
-        down, report = self._m.down.get(name), self._report(group, txn.lane)
+        settings, watched = self._settings.groups[group], self._m.watched[group]
+        down, report = self._m.down.get(name), self._recorded(group, record, txn.lane)
         slot = record.slots.get(txn.slot)
         tried = slot is not None and not record.proven(txn.slot) and slot.tries == 0
-        if report and report.refused and self._is_recorded(group, record, txn.lane):
+        if report and report.refused:
             return report.refused
-        if now.gate_failed:
-            return now.gate_failed
         if record.lanes[txn.lane].slot != txn.slot:
             why = "its tries are used up" if tried else "it could not be loaded"
             return f"{why}; its lane went on without it"
@@ -350,32 +342,36 @@ class _Step:
             return f"its tries are used up; the last time it {down.how}"
         if self._above_memory(name):
             return self._memory_words(name)
-        if self._past(self._m.watched[group].since_ns + round(settings.prove_s * S)):
+        live, ready = self._report(group, record.live), self._ready(group, record, txn.lane)
+        late = self._past(watched.since_ns + round(settings.prove_s * S))
+        if late and changes.had_its_chance(watched, settings, live, ready):
             return f"it has not proved itself within {settings.prove_s:g} s"
         return ""
 
     def _judge_soak(self, group: str, now: Group) -> bool:
         record, txn = now.record, now.record.txn
-        reason = self._fails_soak(group, record)
+        inputs = self._soak(group, now, self._fails_soak(group, record))
+        reason = verdict.judge(inputs)
         if reason:
-            return self._order(record, Transition(group, "fail_soak", reason=reason))
-        watched: Watched = self._m.watched[group]
-        soak_ns = round(self._settings.groups[group].soak_s * S)
-        if not self._past(watched.since_ns + soak_ns):
-            return False
+            return self._order(record, changes.order(group, "fail_soak", "", inputs))
         report = self._report(group, txn.lane)
         if not self._ready(group, record, txn.lane) or report is None or not report.live:
             return False
-        written = sum(camera.written for camera in now.cameras.values())
-        judged = report.judged > watched.judged or written == watched.written
         fenced = all(camera.fence == record.epoch for camera in now.cameras.values())
-        if record.live != txn.lane or not judged or not fenced:
+        if reason is None or record.live != txn.lane or not fenced:
             return False
-        return self._order(record, Transition(group, "mark_good", txn.lane))
+        return self._order(record, changes.order(group, "mark_good", txn.lane, inputs))
+
+    def _soak(self, group: str, now: Group, fact: str) -> verdict.Soak:
+        settings, watched = self._settings.groups[group], self._m.watched[group]
+        over = self._past(watched.since_ns + round(settings.soak_s * S))
+        report = self._recorded(group, now.record, now.record.txn.lane)
+        return changes.soak(watched, now, settings, report, fact=fact, over=over)
 
     def _fails_soak(self, group: str, record: Record) -> str:
+        """What is bad enough by itself; "" if nothing is."""
         txn, name = record.txn, lane_name(group, record.txn.lane)
-        watched, report = self._m.watched[group], self._report(group, txn.lane)
+        watched, report = self._m.watched[group], self._recorded(group, record, txn.lane)
         down = self._m.down.get(name)
         if record.lanes[txn.lane].slot != txn.slot:
             return "its lane went on without it"
@@ -385,14 +381,7 @@ class _Step:
             return f"it {down.how}"
         if self._above_memory(name):
             return self._memory_words(name)
-        if report is None or not self._is_recorded(group, record, txn.lane):
-            return ""
-        if report.refused:
-            return report.refused
-        failed, judged = report.failed - watched.failed, report.judged - watched.judged
-        if failed > max(FAILED_LEAST, FAILED_SHARE * judged):
-            return f"it could not judge {failed} of {judged} frames"
-        return ""
+        return report.refused if report else ""
 
     def _restore(self, group: str, now: Group) -> bool:
         """Long after a lane gave way: known good again, first in the lane that is not live."""
@@ -554,17 +543,18 @@ class _Step:
     def _report(self, group: str, lane: str) -> LaneReport | None:
         return self._process(lane_name(group, lane)).report
 
-    def _is_recorded(self, group: str, record: Record, lane: str) -> bool:
-        """Whether what reports there is the process that the record has there."""
+    def _recorded(self, group: str, record: Record, lane: str) -> LaneReport | None:
+        """A lane's report, if it is of the process that the record has there."""
         report, its = self._report(group, lane), record.lanes.get(lane)
-        return bool(report and its and (report.run, report.slot) == (its.run, its.slot))
+        same = report and its and (report.run, report.slot) == (its.run, its.slot)
+        return report if same else None
 
     def _ready(self, group: str, record: Record, lane: str) -> bool:
         name = lane_name(group, lane)
         seen, told = self._process(name), self._m.planned.get(name)
         if seen.pid is None or self._was_killed(name) or (told and told.pid == seen.pid):
             return False
-        return seen.ready_ns > 0 and self._is_recorded(group, record, lane)
+        return seen.ready_ns > 0 and self._recorded(group, record, lane) is not None
 
     def _order(self, record: Record, order: Transition) -> bool:
         """Order a transition if the record allows it; whether it did."""

@@ -2,15 +2,17 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from common import slots
+from common import slots, verdict
 from common.errors import LockedError, StorageError, TransitionError
 from common.processes import lanes
 from common.service import Service
 from common.slots import Record
 from common.states import Phase, Severity
 from common.store import Store
+from common.verdict import Limits, Verdict
 from services.watchdog import announce
 from services.watchdog.facts import Transition
 from services.watchdog.policy import transition
@@ -41,6 +43,7 @@ class Stores:
         }
         self._lanes = {group: len(lanes(config, group)) for group in self.groups}
         self._read: dict[str, tuple[list[tuple[int, int]], Record]] = {}
+        self._held: dict[str, tuple[str, Limits, tuple[float, ...]]] = {}
         self._locked_ns: dict[str, tuple[int, int]] = {}  # a lock is not to be had: since, lately
         self._said_ns = 0
         now = time.monotonic_ns()
@@ -64,6 +67,17 @@ class Stores:
         except FileNotFoundError:
             return ""
         return reason.strip() if named == slot else ""
+
+    def expectations(self, group: str) -> tuple[Limits, tuple[float, ...]]:
+        """What the slot under test is held to, and how its scores should lie."""
+        slot = self.record(group).txn.slot
+        if group not in self._held or self._held[group][0] != slot:
+            self._held[group] = slot, Limits(), ()
+            site = self._service.config.groups[group].gates
+            with suppress(OSError, ValueError):  # none, the factory's, or gone: its lane says so
+                path = self._stores[group].path(slot)
+                self._held[group] = slot, *verdict.expectations(path, site)
+        return self._held[group][1:]
 
     def commit(self, order: Transition) -> bool:
         """Carry out an order, and announce it; False where it did not come to pass."""
@@ -92,9 +106,21 @@ class Stores:
         self._locked_ns.pop(order.group, None)
         for event in announce.events(order, seen[-1], after):
             self._service.event(event.code, event.severity, event.text, **event.data)
+        if order.inputs:
+            self._keep(order, seen[-1])
         if order.kind in VERDICTS:
             self._clean_ns[order.group] = time.monotonic_ns() + round(CLEAN_S * 1e9)
         return True
+
+    def _keep(self, order: Transition, before: Record) -> None:
+        """What a verdict rests on, for `vigil models --verdict`."""
+        assert order.inputs
+        slot = before.txn.slot
+        given = Verdict(order.group, slot, order.reason, order.inputs, time.time())
+        try:
+            verdict.record(self._stores[order.group].folder, given)
+        except StorageError as error:
+            self._say(str(error))
 
     def stuck(self, group: str) -> int | None:
         """The pid that has held the record's lock for longer than a process may hang."""

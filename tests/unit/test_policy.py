@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import config, slots
+from common import config, slots, verdict
 from common.messages import LaneReport
 from common.slots import FACTORY, PASS, Lane, Record, Slot, Txn
 from common.states import Phase, SlotState
+from common.verdict import Counts
 from services.watchdog import announce
 from services.watchdog.facts import (
     Action,
@@ -91,8 +92,12 @@ SOAK = record(b=NEW, phase=Phase.SOAK, live="b")
 COLD_SOAK = record(a=NEW, phase=Phase.SOAK, lanes=1)
 
 
+# Enough for every rule; all of it well.
+MANY = {"offered": 5000, "shown": 5000, "inferred": 5000, "valid": 5000}
+
+
 def report(run: int, slot: str, **changes: Any) -> LaneReport:
-    fields = {"ready": True, "live": True, "judged": 100} | changes
+    fields = {"ready": True, "live": True, "judged": 100, "shown_ns": NOW - S} | MANY | changes
     return LaneReport(run=run, slot=slot, **fields)
 
 
@@ -114,6 +119,8 @@ class Row:
     observed: dict[str, Any] = field(default_factory=dict)
     cameras: dict[str, Camera] = field(default_factory=lambda: {"belt": Camera(200, 5)})
     gate_failed: str = ""
+    limits: verdict.Limits = field(default_factory=verdict.Limits)
+    expected: tuple[float, ...] = ()
 
 
 def fitting(record: Record) -> Settings:
@@ -152,7 +159,7 @@ def observation(row: Row) -> Observation:
     return Observation(
         **(fields | row.observed),
         processes=processes,
-        groups={"main": Group(row.record, row.cameras, row.gate_failed)},
+        groups={"main": Group(row.record, row.cameras, row.gate_failed, row.limits, row.expected)},
     )
 
 
@@ -181,13 +188,30 @@ HUNG_A = [f"kill {A}", "event process.hung", f"incident {A}"]
 DIED_A = ["event process.died", f"incident {A}"]
 DEATH_A = {"deaths": (Death(A, 100, NOW, False, "was killed by SIGSEGV", report(1, OLD)),)}
 DEATH_B = {"deaths": (Death(B, 101, NOW, False, "was killed by SIGKILL", report(2, NEW)),)}
+
+
+def soaked(before: Counts | None = None, seconds: float = 101, **counted: Any) -> dict[str, Any]:
+    """A row's record, memory and candidate at the end of a soak."""
+    return {
+        "record": SOAK,
+        "memory": watched(Phase.SOAK, seconds, start=Counts(2), before=before),
+        "processes": {B: {"report": report(2, NEW, **counted)}},
+    }
+
+
+# What the model before did while this one proved itself: one frame in ten was skipped.
+BEFORE = Counts(1, 900, 0, 1000, 900, 900, 890, (), 10.0)
+HELD = verdict.Limits(latency_ratio=1.2, latency_p99_ms=50.0)
+SURE = (0.0,) * 8 + (0.2, 0.8)  # scores expected
+AS_SURE, LESS_SURE = (0,) * 8 + (100, 400), (0,) * 6 + (150, 150, 100, 100)
 DOWN = Down(NOW - S, False, "was killed by SIGKILL")
 
 
 def watched(phase: Phase, seconds: float = 10, **changes: Any) -> Memory:
-    fields = {"run": 2, "judged": 50} | changes
+    since_ns = round(NOW - seconds * S)
+    fields = {"start": Counts(2, 50)} if phase is Phase.SOAK else {"before": Counts(1)}
     return Memory(
-        watched={"main": Watched(NEW, phase, round(NOW - seconds * S), **fields)},
+        watched={"main": Watched(NEW, phase, since_ns, **fields | changes)},
         live={"main": Live(5, round(NOW - seconds * S))},
     )
 
@@ -404,6 +428,36 @@ ROWS = [
         memory=watched(Phase.PROVING, 301),
     ),
     Row(
+        "candidate late, and the camera is blind: its time stands still",
+        ["feed"],
+        record=PROVING,
+        memory=watched(Phase.PROVING, 301),
+        processes={A: {"report": report(1, OLD, shown_ns=NOW - 6 * S)}},
+    ),
+    Row(
+        "candidate late, and nobody is live who could decide",
+        ["feed"],
+        record=PROVING,
+        memory=watched(Phase.PROVING, 301),
+        processes={A: {"report": None, "ready_ns": 0, "begun": False, "spawned_ns": NOW - S}},
+    ),
+    Row(
+        "candidate late, but the line is slow: fewer frames came than twice what it needs",
+        ["feed"],
+        record=PROVING,
+        memory=watched(Phase.PROVING, 301, before=Counts(1, offered=3001)),
+    ),
+    Row(
+        "candidate late, not even ready, whatever the camera shows",
+        ["abandon", "feed"],
+        record=PROVING,
+        memory=watched(Phase.PROVING, 301),
+        processes={
+            A: {"report": report(1, OLD, shown_ns=NOW - 6 * S)},
+            B: {"report": report(2, NEW, ready=False), "ready_ns": 0},
+        },
+    ),
+    Row(
         "candidate takes too much memory",
         ["abandon", "feed"],
         record=PROVING,
@@ -438,16 +492,76 @@ ROWS = [
         cameras={"belt": Camera(200, 4)},
     ),
     Row(
-        "soak passed, but nothing was judged though frames came",
+        "soak passed, but too little was judged: the line stands still over the weekend",
         ["feed"],
         record=SOAK,
-        memory=watched(Phase.SOAK, 101, judged=100),
+        memory=watched(Phase.SOAK, 101, start=Counts(2, inferred=4901)),
     ),
     Row(
-        "soak passed without any frame: no camera delivers",
+        "soak passed without any frame: no camera has given one since the start",
         ["mark_good b", "feed"],
         record=SOAK,
-        memory=watched(Phase.SOAK, 101, judged=100, written=200),
+        memory=watched(Phase.SOAK, 101, start=Counts(2, inferred=5000)),
+        cameras={},
+    ),
+    Row(
+        "soak passed, as good as the model before",
+        ["mark_good b", "feed"],
+        **soaked(BEFORE, shown=3700, inferred=3700, valid=3500, infer_ms_p99=17.9, scores=AS_SURE),
+        limits=HELD,
+        expected=SURE,
+    ),
+    Row(
+        "it skips more frames than the model before",
+        ["fail_soak", "feed"],
+        **soaked(BEFORE, shown=3500, inferred=3500, valid=3500),
+    ),
+    Row(
+        "it skips more frames, but they are few so far",
+        ["feed"],
+        **soaked(BEFORE, 99, shown=2000, inferred=2000, valid=2000),
+    ),
+    Row(
+        "more of its results are stale than of the model before",
+        ["fail_soak", "feed"],
+        **soaked(BEFORE, valid=4500),
+    ),
+    Row(
+        "many are stale, as they were before",
+        ["mark_good b", "feed"],
+        **soaked(msgspec.structs.replace(BEFORE, valid=450), valid=2500),
+    ),
+    Row(
+        "slower than its manifest says",
+        ["fail_soak", "feed"],
+        **soaked(None, infer_ms_p99=51.0),
+        limits=HELD,
+    ),
+    Row(
+        "slower than the model before",
+        ["fail_soak", "feed"],
+        **soaked(BEFORE, infer_ms_p99=18.1),
+        limits=HELD,
+    ),
+    Row(
+        "less sure than its manifest says",
+        ["fail_soak", "feed"],
+        **soaked(None, scores=LESS_SURE),
+        expected=SURE,
+    ),
+    Row(
+        "less sure than its manifest says, of a few items",
+        ["mark_good b", "feed"],
+        **soaked(None, scores=(0,) * 7 + (40, 30, 29)),
+        expected=SURE,
+    ),
+    Row(
+        "one that is gone back to was proven: it is not measured again",
+        ["mark_good b", "feed"],
+        **soaked(BEFORE, shown=1, inferred=0, valid=0, scores=LESS_SURE)
+        | {"record": record(b=NEW, phase=Phase.SOAK, live="b", state=SlotState.GOOD)},
+        limits=HELD,
+        expected=SURE,
     ),
     Row(
         "candidate dies in soak: the old lane takes over, which says bad",
@@ -499,14 +613,14 @@ ROWS = [
         "candidate fails too often",
         ["fail_soak", "feed"],
         record=SOAK,
-        memory=watched(Phase.SOAK, judged=0),
+        memory=watched(Phase.SOAK, start=Counts(2)),
         processes={B: {"report": report(2, NEW, judged=100, failed=4)}},
     ),
     Row(
         "candidate fails now and then",
         ["feed"],
         record=SOAK,
-        memory=watched(Phase.SOAK, judged=0),
+        memory=watched(Phase.SOAK, start=Counts(2)),
         processes={B: {"report": report(2, NEW, judged=1000, failed=20)}},
     ),
     Row(
@@ -792,12 +906,17 @@ def test_what_is_decided(row: Row) -> None:
 
 
 def test_each_order_is_one_that_the_record_allows_and_is_announced() -> None:
+    """A verdict carries what it rests on, and follows from that."""
     codes = set()
     for row in ROWS:
         _, actions = decide(fitting(row.record), row.memory, observation(row))
         for order in (action for action in actions if isinstance(action, Transition)):
             after = transition(row.record, order)
             codes |= {event.code for event in announce.events(order, row.record, after)}
+            judged = after.txn != row.record.txn and not row.gate_failed
+            if judged and order.kind != "hand_over":
+                kept = msgspec.json.decode(msgspec.json.encode(order.inputs), type=verdict.Inputs)
+                assert verdict.judge(kept) == order.reason, row.what
     assert codes == {
         "model.handed_over", "model.abandoned", "model.good", "model.bad", "model.rolled_back",
         "lane.took_over", "model.gave_way", "model.restored",
@@ -809,12 +928,60 @@ def test_the_restart_of_a_watchdog_changes_no_deadline() -> None:
     memory, _ = decide(SETTINGS, Memory(), observation(Row("", [], record=PROVING)))
     kept = msgspec.json.decode(msgspec.json.encode(memory), type=Memory)
     later = Row("", [], record=PROVING, observed={"now_ns": NOW + 299 * S})
-    well = {n: {"progressed_ns": NOW + 400 * S} for n in SETTINGS.processes}
-    later.processes = well
+    later.processes = {n: {"progressed_ns": NOW + 400 * S} for n in SETTINGS.processes}
+    later.processes[A]["report"] = report(1, OLD, offered=9000, shown_ns=NOW + 400 * S)
     later.observed["answered_ns"] = NOW + 400 * S
     assert short(decide(SETTINGS, kept, observation(later))[1]) == ["feed"]
     later.observed["now_ns"] = NOW + 301 * S
     assert short(decide(SETTINGS, kept, observation(later))[1]) == ["abandon", "feed"]
+
+
+def test_a_candidate_s_time_stands_still_while_nothing_is_shown() -> None:
+    """And runs again from there: 200 s of 300, an hour in the dark, then 100 s are left."""
+    memory = watched(Phase.PROVING, 200)
+
+    def look(after_s: float, shown_s: float, **its: Any) -> list[str]:
+        nonlocal memory
+        now = NOW + round(after_s * S)
+        live = report(1, OLD, shown_ns=NOW + round(shown_s * S))
+        well = {"progressed_ns": now, "sent_ns": now}
+        row = Row("", [], record=PROVING, processes={n: dict(well) for n in SETTINGS.processes})
+        row.processes[A]["report"] = live
+        row.processes[B] |= its
+        row.observed = {"now_ns": now, "answered_ns": now, "listening_ns": now}
+        memory, actions = decide(SETTINGS, memory, observation(row))
+        return short(actions)
+
+    assert look(6, 0) == ["feed"]
+    assert look(3600, 0) == ["feed"]
+    assert look(3606, 3606) == ["feed"]
+    assert look(3699, 3699) == ["feed"]
+    assert look(3701 + 5, 3701 + 5) == ["abandon", "feed"]
+
+
+def test_the_lanes_are_counted_from_the_hand_over() -> None:
+    """What the old one did until then is what the new one is measured by."""
+
+    def look(record: Record, memory: Memory, old: dict[str, Any], new: dict[str, Any]) -> Memory:
+        row = Row("", [], record=record)
+        row.processes = {A: {"report": report(1, OLD, **old)}, B: {"report": report(2, NEW, **new)}}
+        return decide(SETTINGS, memory, observation(row))[0]
+
+    nothing = dict.fromkeys(MANY, 0)
+    memory = look(PROVING, Memory(), {"offered": 1000, "shown": 600}, nothing)
+    memory = look(PROVING, memory, {"offered": 1500, "shown": 900}, nothing | {"judged": 30})
+    memory = look(REQUESTED, memory, {"offered": 2000, "shown": 1200}, nothing | {"judged": 40})
+    memory = look(SOAK, memory, {"offered": 2100, "shown": 1260}, nothing | {"judged": 41})
+    memory = look(SOAK, memory, {"offered": 2100, "shown": 1260}, {"judged": 900})
+    its = memory.watched["main"]
+    assert its.before is not None
+    assert (its.before.offered, its.before.shown) == (1100, 660)
+    assert (its.start.run, its.start.judged) == (2, 41)
+    # With one lane the process that has to go says how it was.
+    row = Row("", [], record=COLD_SOAK, processes={A: {"report": report(1, OLD, shown=4000)}})
+    memory, _ = decide(fitting(COLD_SOAK), Memory(), observation(row))
+    its = memory.watched["main"]
+    assert (its.start, its.before and its.before.shown) == (Counts(), 4000)
 
 
 def test_asking_for_a_start_backs_off_to_a_minute() -> None:
