@@ -1,83 +1,40 @@
-"""A repository of signed updates: static files as The Update Framework has them.
+"""A repository of signed updates: static files, for any web server, a CDN or a stick.
 
-    metadata/  N.root.json timestamp.json N.snapshot.json N.targets.json
-    targets/   channels/<sha256>.NAME.json   bundles/BUNDLE/RELEASE/<sha256>.PROFILE.tar
-
-Root is signed by 2 of 3 keys. Its keys and that of targets belong offline; those of snapshot and
-timestamp stay on the machine that renews them. A reader never meets a gap, whenever the power goes:
-everything is written under a new name, what refers to it afterwards, timestamp.json last of all.
+metadata/  see scripts.metadata
+targets/   channels/<sha256>.NAME.json   bundles/BUNDLE/RELEASE/<sha256>.PROFILE.tar
 """
 
-import copy
-import fcntl
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import TargetFile
 
 from common import durable
 from common.archive import unpack
 from common.config import NAME
 from common.engine.bundle import open_bundle
 from common.errors import BundleError, ModelError, StorageError
-from scripts.signers import Keys, PublishError, named
+from scripts.metadata import HASH, INTERRUPTED, Roles, State, file_name, make_folder
+from scripts.signers import PublishError
 from services.updater.channel import ANY, Channel, Choice, Custom, Offer, bundle_paths, channel_path
 
-ROLES = ("root", "targets", "snapshot", "timestamp")
-ONLINE = ("snapshot", "timestamp")
-DAYS = {"root": 365, "targets": 365, "snapshot": 14, "timestamp": 14}
-EXPIRY_DAYS, SIGNED_AT = "expiry_days", "signed_at"  # our own fields of `signed`
-_HASH = "sha256"
 _COPY_BYTES = 1 << 20
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
+class Repository(Roles):
+    """Bundles and channels, with the metadata that vouches for them.
 
-
-@dataclass
-class State:
-    """The newest metadata of each role."""
-
-    root: Root
-    targets: Targets
-    snapshot: Snapshot
-    timestamp: Timestamp
-    trusted: Root  # as it was read; signs a root that follows it
-    unsigned: set[str]  # roles that the keys in root have not signed
-
-    def role(self, name: str) -> Any:
-        return {r.type: r for r in (self.root, self.targets, self.snapshot, self.timestamp)}[name]
-
-    def bundles(self) -> list[tuple[TargetFile, Custom]]:
-        found = [t for path, t in self.targets.targets.items() if path.startswith("bundles/")]
-        return [(target, msgspec.convert(target.custom, Custom)) for target in found]
-
-    def channels(self) -> list[str]:
-        found = (re.fullmatch(channel_path("(.*)"), path) for path in self.targets.targets)
-        return [match[1] for match in found if match]
-
-
-class Repository:
-    """
     Args:
-        folder: what a web server shows.
-        keys: folders with private keys; new ones go to the first.
-        now: instead of the clock, with a time zone; may be set anew at any time.
-
-    What changes it raises PublishError, or another VigilError, with nothing changed for readers.
+        progress: is told of each block of a file that is copied or read.
     """
 
     def __init__(
@@ -86,43 +43,10 @@ class Repository:
         keys: Sequence[Path] = (),
         *,
         now: datetime | None = None,
-        progress: Progress = _silent,
+        progress: Progress = lambda what, done, total: None,
     ) -> None:
-        self.folder, self.keys, self.now, self._progress = folder, Keys(keys), now, progress
-        self.metadata, self.targets = folder / "metadata", folder / "targets"
-
-    @classmethod
-    def init(
-        cls,
-        folder: Path,
-        keys: Sequence[Path],
-        *,
-        now: datetime | None = None,
-        days: dict[str, int] | None = None,
-        progress: Progress = _silent,
-    ) -> "Repository":
-        """Make the keys and the first metadata; `days`: how long each role's is valid."""
-        new = cls(folder, keys, now=now, progress=progress)
-        _make(folder)
-        with new._locked():
-            if new.metadata.exists():
-                raise PublishError(f"{folder}: is a repository already; expected a new folder")
-            root = Root()
-            state = State(root, Targets(), Snapshot(), Timestamp(), root, set())
-            for role in ROLES:
-                for name in ("root-1", "root-2", "root-3") if role == "root" else (role,):
-                    root.add_key(new.keys.make(name), role)
-                state.role(role).unrecognized_fields[EXPIRY_DAYS] = (DAYS | (days or {}))[role]
-            root.roles["root"].threshold = 2
-            new._commit(state, ROLES)
-        return new
-
-    @property
-    def anchor(self) -> bytes:
-        """The first root: what devices are made with."""
-        return (self.metadata / "1.root.json").read_bytes()
-
-    # -- bundles and channels ----------------------------------------------------------------------
+        super().__init__(folder, keys, now=now)
+        self.targets, self._progress = folder / "targets", progress
 
     def add_bundles(self, *tars: Path, profile: str | None = None) -> list[str]:
         """Check bundles as a device does and publish them; returns their target paths.
@@ -130,31 +54,21 @@ class Repository:
         Args:
             profile: of the devices they are for; their manifests' where left out.
         """
-        self.state()  # says at once where there is none
-        added = [self._take_in(tar, profile) for tar in tars]
         with self._changing() as state:
-            for target in added:
-                there = state.targets.targets.setdefault(target.path, target)
-                if there.hashes != target.hashes:
-                    raise PublishError(
-                        f"{target.path}: is published already, with other content; "
-                        "expected a new release"
-                    )
-        return [target.path for target in added]
+            return [self._take_in(state, tar, profile) for tar in tars]
 
-    def _take_in(self, tar: Path, profile: str | None) -> TargetFile:
-        """Copy a bundle to its place, where nothing refers to it yet."""
-        _make(self.targets)
+    def _take_in(self, state: State, tar: Path, profile: str | None) -> str:
+        make_folder(self.targets)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=self.targets) as scratch:
             file, folder = Path(scratch) / "tar", Path(scratch) / "bundle"
-            length, sha256 = _copy(tar, file, self._progress)
+            length, sha256 = self._copy(tar.name, tar, file)
             try:
                 slot = unpack(file, folder)
                 manifest = open_bundle(folder).manifest
             except (BundleError, StorageError, ModelError) as error:
                 text = str(error).replace(f"{folder}", f"{tar}").replace(f"{file}", f"{tar}")
                 raise PublishError(text) from error
-            profile = profile or str(getattr(manifest, "profile", ANY))
+            profile = profile or manifest.profile
             _check_name(f"{tar}: name", manifest.name)
             _check_name(f"{tar}: profile", profile)
             custom = Custom(
@@ -167,12 +81,17 @@ class Repository:
             )
             path = bundle_paths(manifest.name, manifest.release, profile)[0]
             fields = {"custom": msgspec.to_builtins(custom)}
-            target = TargetFile(length, {_HASH: sha256}, path, fields)
+            target = TargetFile(length, {HASH: sha256}, path, fields)
+            if state.targets.targets.setdefault(path, target).hashes != target.hashes:
+                raise PublishError(
+                    f"{tar}: {path} is published already, with other content; "
+                    "expected another release"
+                )
             place = self._place(target)
-            _make(place.parent)
+            make_folder(place.parent)
             file.rename(place)
             durable.sync_folder(place.parent)
-        return target
+        return path
 
     def set_channel(
         self,
@@ -274,7 +193,7 @@ class Repository:
         if target is None:
             if new:
                 return Channel(serial=1, groups={})
-            there = ", ".join(state.channels()) or "one that `publish channel` makes"
+            there = ", ".join(channels(state)) or "one that `publish channel` makes"
             raise PublishError(f"{self.folder}: has no channel {name}; expected {there}")
         place = self._place(target)
         try:
@@ -295,158 +214,15 @@ class Repository:
             channel = msgspec.json.decode(content, type=Channel)  # as devices read it
         except msgspec.MsgspecError as error:
             raise PublishError(f"channel {name}: {error}") from error
-        target = TargetFile.from_data(path, content, [_HASH])
+        target = TargetFile.from_data(path, content, [HASH])
         place = self._place(target)
-        _make(place.parent)
+        make_folder(place.parent)
         durable.write(place, content, 0o644)
         state.targets.targets[path] = target
         return channel
 
-    # -- signatures --------------------------------------------------------------------------------
-
-    def refresh(self, roles: Iterable[str] = ONLINE, days: int | None = None) -> None:
-        """Sign roles and what depends on them anew; from now on for so many days."""
-        roles = tuple(roles)
-        with self._locked():
-            state = self.state()
-            for role in roles if days is not None else ():
-                state.role(role).unrecognized_fields[EXPIRY_DAYS] = days
-            self._commit(state, roles)
-
-    def rotate(self, *roles: str, names: Sequence[str] = ()) -> None:
-        """Replace all keys of roles, or those of these names, by new ones.
-
-        After a theft of online keys replace both at once: devices then forget the versions, of
-        whatever height, that the thief made them believe in.
-        """
-        with self._locked():
-            state = self.state()
-            root = state.root
-            keys = [(role, root.keys[keyid]) for role in roles for keyid in root.roles[role].keyids]
-            gone = [(r, k) for r, k in keys if not names or k.unrecognized_fields["name"] in names]
-            if len(gone) < max(1, len(names)):
-                there = ", ".join(named(key) for _, key in keys)
-                raise PublishError(f"no keys {', '.join(names)}; expected some of {there}")
-            self.keys.signers(state.trusted, "root")  # or none is made
-            for role, key in gone:
-                root.revoke_key(key.keyid, role)
-                root.add_key(self.keys.make(key.unrecognized_fields["name"]), role)
-            self._commit(state, ("root", *roles))
-
-    @contextmanager
-    def _changing(self) -> Iterator[State]:
-        """The state, whose targets may be changed; then they are published."""
-        with self._locked():
-            state = self.state()
-            yield state
-            self._commit(state, ["targets"])
-
-    def _commit(self, state: State, roles: Iterable[str]) -> None:
-        """Sign roles and all that has to follow; then write it, in the order of this dict."""
-        roles = {*roles, *state.unsigned}
-        new: dict[str, bytes] = {}
-        if "root" in roles:
-            state.root.version = self._next("root")
-            content = self._sign(state.root, state.trusted, state.root)
-            new[f"{state.root.version}.root.json"] = content
-        if "targets" in roles:
-            version = state.targets.version = self._next("targets")
-            content = new[f"{version}.targets.json"] = self._sign(state.targets, state.root)
-            state.snapshot.meta["targets.json"] = MetaFile.from_data(version, content, [_HASH])
-        if roles & {"targets", "snapshot"}:
-            version = state.snapshot.version = self._next("snapshot")
-            content = new[f"{version}.snapshot.json"] = self._sign(state.snapshot, state.root)
-            state.timestamp.snapshot_meta = MetaFile.from_data(version, content, [_HASH])
-        if roles & {"targets", "snapshot", "timestamp"}:
-            state.timestamp.version += (self.metadata / "timestamp.json").exists()
-            new["timestamp.json"] = self._sign(state.timestamp, state.root)
-        _make(self.metadata)
-        for name, content in new.items():
-            durable.write(self.metadata / name, content, 0o644)
-
-    def _sign(self, signed: Any, *roots: Root) -> bytes:
-        """Metadata with the signatures that each of the roots asks for."""
-        now = self._time()
-        signed.expires = now + timedelta(days=signed.unrecognized_fields[EXPIRY_DAYS])
-        if signed.type not in ONLINE:  # a stolen online key must not move the devices' time
-            signed.unrecognized_fields[SIGNED_AT] = f"{now:%Y-%m-%dT%H:%M:%SZ}"
-        whole: Metadata[Any] = Metadata(signed)
-        try:
-            for root in roots:
-                for signer in self.keys.signers(root, signed.type):
-                    if signer.public_key.keyid not in whole.signatures:
-                        whole.sign(signer, append=True)
-                root.verify_delegate(signed.type, whole.signed_bytes, whole.signatures)
-        except RepositoryError as error:
-            raise PublishError(f"{signed.type}: can't be signed: {error}") from error
-        return whole.to_bytes()
-
-    # -- reading -----------------------------------------------------------------------------------
-
-    def state(self) -> State:
-        """
-        Raises:
-            PublishError: metadata is missing or damaged, or nobody signed what targets say.
-        """
-        roots = self._versions("root")
-        if not roots:
-            raise PublishError(f"{self.folder}: is no repository; `publish init` makes one")
-        root = self._read(f"{roots[-1]}.root.json")
-        timestamp = self._read("timestamp.json")
-        snapshot = self._read(f"{timestamp.signed.snapshot_meta.version}.snapshot.json")
-        name = f"{snapshot.signed.meta['targets.json'].version}.targets.json"
-        targets = self._read(name)
-        unsigned = {
-            one.signed.type for one in (timestamp, snapshot, targets) if not _signed_by(root, one)
-        }
-        if "targets" in unsigned:  # a rotation that was cut off leaves them signed by the last keys
-            before = self._read(f"{roots[-2]}.root.json") if roots[1:] else root
-            if not _signed_by(before, targets):
-                raise PublishError(f"{self.metadata / name}: isn't signed by the keys of targets")
-        return State(
-            root.signed,
-            targets.signed,
-            snapshot.signed,
-            timestamp.signed,
-            copy.deepcopy(root.signed),
-            unsigned,
-        )
-
-    def _read(self, name: str) -> Metadata[Any]:
-        path = self.metadata / name
-        try:
-            return Metadata.from_bytes(path.read_bytes())
-        except OSError as error:
-            raise PublishError(f"{path}: can't be read: {error.strerror}") from error
-        except RepositoryError as error:
-            raise PublishError(f"{path}: is no metadata: {error}") from error
-
-    def _versions(self, role: str) -> list[int]:
-        found = (re.fullmatch(rf"(\d+)\.{role}\.json", file.name) for file in _files(self.metadata))
-        return sorted(int(match[1]) for match in found if match)
-
-    def _next(self, role: str) -> int:
-        """Above all that were ever written: no name ever stands for two contents."""
-        return max(self._versions(role), default=0) + 1
-
-    def _time(self) -> datetime:
-        return (self.now or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
-
     def _place(self, target: TargetFile) -> Path:
         return self.targets / target.get_prefixed_paths()[0]
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                text = f"{self.folder}: somebody else is publishing; try again"
-                raise PublishError(text) from error
-            yield
-        finally:
-            os.close(fd)
 
     def export(
         self, into: Path, channel: str | None = None, profile: str | None = None
@@ -463,15 +239,17 @@ class Repository:
         with self._locked():
             state = self.state()
             timestamp = (self.metadata / "timestamp.json").read_bytes()
+        if state.stale:
+            raise PublishError(f"{self.folder}: {INTERRUPTED}")
         wanted: list[TargetFile] = []
-        for name in state.channels() if channel is None else [channel]:
+        for name in channels(state) if channel is None else [channel]:
             content = self._channel(state, name)
             wanted.append(state.targets.targets[channel_path(name)])
             for choice in content.groups.values():
                 for offer in choice.releases:
                     found = [
                         target
-                        for target, custom in state.bundles()
+                        for target, custom in bundles(state)
                         if (custom.name, custom.release) == (choice.bundle, offer.release)
                         and (profile is None or custom.profile in (profile, ANY))
                     ]
@@ -483,10 +261,9 @@ class Repository:
                     wanted += found
         for target in wanted:
             self._copy_out(target, into)
-        _make(into / "metadata")
+        make_folder(into / "metadata")
         roots = [f"{version}.root.json" for version in self._versions("root")]
-        targets, snapshot = state.targets.version, state.snapshot.version
-        for name in (f"{targets}.targets.json", f"{snapshot}.snapshot.json", *roots):
+        for name in (file_name(state.targets), file_name(state.snapshot), *roots):
             durable.write(into / "metadata" / name, (self.metadata / name).read_bytes(), 0o644)
         durable.write(into / "metadata/timestamp.json", timestamp, 0o644)
         return [target.path for target in wanted]
@@ -494,15 +271,44 @@ class Repository:
     def _copy_out(self, target: TargetFile, into: Path) -> None:
         source = self._place(target)
         there = into / "targets" / source.relative_to(self.targets)
-        if there.exists() and _copy(there, None, self._progress)[1] == target.hashes[_HASH]:
+        right = target.length, target.hashes[HASH]
+        if there.exists() and self._copy(target.path, there, None) == right:
             return
-        _make(there.parent)
+        make_folder(there.parent)
         new = there.with_name(f".{there.name}.new")
-        if _copy(source, new, self._progress) != (target.length, target.hashes[_HASH]):
+        if self._copy(target.path, source, new) != right:
             new.unlink()
             raise PublishError(f"{source}: is damaged: its content is not what was signed")
         new.rename(there)
         durable.sync_folder(there.parent)
+
+    def _copy(self, what: str, source: Path, target: Path | None) -> tuple[int, str]:
+        """Copy a file, synced, or only read it; returns its length and SHA-256."""
+        total, done = hashlib.sha256(), 0
+        try:
+            with source.open("rb") as file, Path(target or os.devnull).open("wb") as copied:
+                length = os.fstat(file.fileno()).st_size
+                while block := file.read(_COPY_BYTES):
+                    total.update(block)
+                    copied.write(block)
+                    done += len(block)
+                    self._progress(what, done, length)
+                if target:
+                    copied.flush()
+                    os.fsync(copied.fileno())
+        except OSError as error:
+            raise StorageError(f"{source}: can't be copied: {error}") from error
+        return done, total.hexdigest()
+
+
+def bundles(state: State) -> list[tuple[TargetFile, Custom]]:
+    found = [t for path, t in state.targets.targets.items() if path.startswith("bundles/")]
+    return [(target, msgspec.convert(target.custom, Custom)) for target in found]
+
+
+def channels(state: State) -> list[str]:
+    found = (re.fullmatch(channel_path("(.*)"), path) for path in state.targets.targets)
+    return [match[1] for match in found if match]
 
 
 def _check_name(what: str, name: str) -> None:
@@ -514,49 +320,10 @@ def _check_release(
     state: State, channel: Channel, bundle: str, release: int, withdrawn: bool = False
 ) -> None:
     """Whether it is published, and not withdrawn unless that may be."""
-    there = {custom.release for _, custom in state.bundles() if custom.name == bundle}
+    there = {custom.release for _, custom in bundles(state) if custom.name == bundle}
     if release not in there:
         known = ", ".join(map(str, sorted(there))) or "none"
         raise PublishError(f"bundle {bundle} has no release {release}; published: {known}")
     why = channel.withdrawn.get(bundle, {}).get(str(release))
     if why is not None and not withdrawn:
         raise PublishError(f"release {release} of {bundle} is withdrawn: {why}")
-
-
-def _signed_by(root: Metadata[Any], one: Metadata[Any]) -> bool:
-    try:
-        root.signed.verify_delegate(one.signed.type, one.signed_bytes, one.signatures)
-    except RepositoryError:
-        return False
-    return True
-
-
-def _files(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _make(folder: Path) -> None:
-    """Make a folder, durably."""
-    if not folder.is_dir():
-        _make(folder.parent)
-        folder.mkdir(exist_ok=True)
-        durable.sync_folder(folder.parent)
-
-
-def _copy(source: Path, target: Path | None, progress: Progress) -> tuple[int, str]:
-    """Copy a file, synced, and only read it where there is no target; its length and SHA-256."""
-    total, done = hashlib.sha256(), 0
-    try:
-        with source.open("rb") as file, Path(target or os.devnull).open("wb") as copied:
-            length = os.fstat(file.fileno()).st_size
-            while block := file.read(_COPY_BYTES):
-                total.update(block)
-                copied.write(block)
-                done += len(block)
-                progress(source.name, done, length)
-            if target:
-                copied.flush()
-                os.fsync(copied.fileno())
-    except OSError as error:
-        raise StorageError(f"{source}: can't be copied: {error}") from error
-    return done, total.hexdigest()
