@@ -20,13 +20,24 @@ from common.archive import pack, unpack
 from common.engine.bundle import MANIFEST, Bundle, open_bundle
 from common.engine.model import Model
 from common.engine.runtimes import RUNTIMES, CannotRunError
-from common.engine.samples import ANSWERS, FOLDER, SUFFIXES, read_picture, self_test
+from common.engine.samples import (
+    ANSWERS,
+    FOLDER,
+    SUFFIXES,
+    load_samples,
+    read_picture,
+    self_test,
+)
 from common.errors import ModelError, StorageError, VigilError
+from common.verdict import binned
+
+MEASURED = "-"
+ITEMS_LEAST = 50  # of which a histogram is taken
 
 _EPILOG = """\
 examples:
   scripts/bundle parts.tflite --name parts --version 1.3 --release 7 --labels labels.txt \\
-      --samples pictures --accuracy 0.9 --out parts-1.3.tar
+      --samples pictures --accuracy 0.9 --confidence --out parts-1.3.tar
   scripts/bundle models/factory --release 2 --samples pictures --out factory-2.tar
 """
 
@@ -54,6 +65,14 @@ def arguments() -> argparse.Namespace:
     add("--accuracy", type=float, metavar="SHARE", help="to reach on the samples, 0..1")
     add("--latency-p99-ms", type=float, metavar="MS", help="to keep on the device")
     add("--agreement", type=float, metavar="SHARE", help="with the live model in shadow, 0..1")
+    add("--score-shift", type=float, metavar="SCORE", help="from the live model's, at most")
+    add("--latency-ratio", type=float, metavar="RATIO", help="to the live model's, at most")
+    add("--profile", help="of the devices that it is for (any)")
+    add(
+        "--confidence", nargs="?", const=MEASURED, metavar="FILE",
+        help="shares of scores to expect, in ten bins: a JSON list, or a manifest's; without FILE "
+        "as the model scores the samples",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -68,6 +87,8 @@ def build(args: argparse.Namespace) -> list[str]:
         try:
             _collect(args, folder)
             said = _samples(args, folder)
+            if args.confidence == MEASURED:
+                said.append(_measure_confidence(folder))
             bundle = open_bundle(folder)
             said += _test(bundle)
         except OSError as error:
@@ -113,17 +134,19 @@ def _collect(args: argparse.Namespace, folder: Path) -> None:
     if args.labels:
         shutil.copy(args.labels, folder / "labels.txt")
         content.setdefault("decoder", {})["labels"] = "labels.txt"
-    for key in ("name", "version", "release"):
+    for key in ("name", "version", "release", "profile"):
         if getattr(args, key) is not None:
             content[key] = getattr(args, key)
-        if key not in content:
+        if key != "profile" and key not in content:
             raise ModelError(
                 f"{args.model}: the bundle's {key} is missing: give --{key}, or {key} = ... in "
                 "the file of --manifest"
             )
-    for key in ("accuracy", "latency_p99_ms", "agreement"):
+    for key in ("accuracy", "latency_p99_ms", "agreement", "score_shift", "latency_ratio"):
         if getattr(args, key) is not None:
             content.setdefault("limits", {})[key] = getattr(args, key)
+    if args.confidence not in (None, MEASURED):
+        content["confidence"] = _shares(Path(args.confidence))
     if json.dumps(content) != before:
         (folder / MANIFEST).write_text(_render(content))
 
@@ -195,6 +218,40 @@ def _samples(args: argparse.Namespace, folder: Path) -> list[str]:
     said = f"answers recorded from {model.name} itself on {model.runtime}: {things} in all"
     model.close()
     return [said]
+
+
+def _shares(path: Path) -> Any:
+    """A histogram as a JSON list, or the one of a manifest."""
+    if path.suffix == ".toml":
+        content = _toml(path)
+        if "confidence" not in content:
+            raise ModelError(f"{path}: has no confidence; expected ten shares")
+        return content["confidence"]
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: is no JSON list of ten shares: {error}") from error
+
+
+def _measure_confidence(folder: Path) -> str:
+    """Write into the manifest how the model's scores lie on its own samples."""
+    bundle = open_bundle(folder)
+    model = Model.load(bundle)
+    scores: list[float] = []
+    for sample in load_samples(bundle):
+        geometry = model.prepare(sample.picture(), 0)
+        scores += [item.score for item in model.decode(model.infer(0), geometry)]
+    runtime = model.runtime
+    model.close()
+    if len(scores) < ITEMS_LEAST:
+        raise ModelError(
+            f"--confidence: the model finds {len(scores)} things on its samples; at least "
+            f"{ITEMS_LEAST} are needed: give more --samples DIR, or --confidence FILE"
+        )
+    content = _toml(folder / MANIFEST)
+    content["confidence"] = [round(count / len(scores), 4) for count in binned(scores)]
+    (folder / MANIFEST).write_text(_render(content))
+    return f"confidence measured on {len(scores)} items, on {runtime}"
 
 
 def _answer(item: Any) -> dict[str, Any]:

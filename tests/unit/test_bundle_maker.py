@@ -120,6 +120,38 @@ def test_a_cpu_variant(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [variant.file for variant in variants] == ["m.onnx", "cpu.onnx"]
 
 
+def test_expected_confidence(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measured on enough things, or given: it reaches the manifest as shares."""
+    assert bundle(monkeypatch, model, *FULL, "--confidence") == 1
+    assert "finds 6 things on its samples; at least 50 are needed" in capsys.readouterr().err
+    for value in range(20):
+        picture = np.full((24, 32, 3), (value * 12, 99, 0), np.uint8)
+        cv2.imwrite(str(model.parent / f"pictures/{value}.png"), picture)
+    where = model.parent
+    limits = ("--score-shift", 0.1, "--latency-ratio", 1.5, "--profile", "pi5")
+    assert bundle(monkeypatch, model, *FULL, *limits, "--confidence") == 0
+    assert "confidence measured on 66 items, on onnxruntime" in capsys.readouterr().out
+    unpack(where / "b.tar", where / "measured")
+    manifest = open_bundle(where / "measured").manifest
+    assert (manifest.limits.score_shift, manifest.limits.latency_ratio) == (0.1, 1.5)
+    assert manifest.profile == "pi5"
+    assert manifest.confidence is not None
+    answers = load_samples(open_bundle(where / "measured"))
+    scores = [item.score or 0 for sample in answers for item in sample.items]
+    high = sum(score >= 0.5 for score in scores) / len(scores)
+    assert sum(manifest.confidence[5:]) == pytest.approx(high, abs=0.001)
+    # Of another release's manifest, or a list.
+    (where / "list.json").write_text(json.dumps(manifest.confidence))
+    for file in ("measured/manifest.toml", "list.json"):
+        assert bundle(monkeypatch, model, *FULL, "--confidence", file) == 0
+        unpack(where / "b.tar", where / f"from-{Path(file).stem}")
+        assert open_bundle(where / f"from-{Path(file).stem}").manifest.confidence == (
+            manifest.confidence
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -134,6 +166,8 @@ def test_a_cpu_variant(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ((*FULL, "--samples", "."), "has no pictures"),
         ((*FULL, "--cpu-variant", "labels.txt"), "labels.txt: expected a .onnx or .tflite"),
         ((*FULL, "--labels", "short.toml"), "labels"),
+        ((*FULL, "--confidence", "short.toml"), "short.toml: has no confidence"),
+        ((*FULL, "--confidence", "labels.txt"), "labels.txt: is no JSON list of ten shares"),
         ((*FULL, "--out", "/proc/b.tar"), "/proc/b.tar"),
     ],
 )

@@ -63,6 +63,10 @@ WHOLE = {
     '"video": expected a path beside it',
     "[cameras.belt]\nfps = 3\n" + MAIN: ", line 1: cameras.belt: expected a key source",
     BELT + "[groups.main]\n": ", line 3: groups.main: expected a key model",
+    BELT + MAIN + "[groups.main.gates]\nagreement = 90": ", line 6: groups.main.gates.agreement = "
+    "90: expected float <= 1.0",
+    BELT + MAIN + "gates = { latency = 2 }": ", line 5: groups.main.gates.latency = 2: expected a "
+    "known key: did you mean latency_ratio?",
     BELT + MAIN + "threads = 0": ", line 5: groups.main.threads = 0: expected int >= 1",
     BELT + MAIN + "score = 1.5": ", line 5: groups.main.score = 1.5: expected float <= 1.0",
     BELT + MAIN + "modle = 1": ", line 5: groups.main.modle = 1: expected a known key: "

@@ -91,6 +91,18 @@ def test_a_good_bundle(bundle: Path) -> None:
         ("m.onnx", "labels.txt", "runtime onnxruntime reads .onnx files, not 'labels.txt'"),
         ("labels.txt", "names.txt", "names.txt: labels can't be read: No such file"),
         ('"1.2.0"', "1.2.0", "manifest.toml: is no TOML"),
+        ("release = 7", "release = 7\nconfidence = [1]", "confidence: Expected `array` of length"),
+        (
+            "release = 7",
+            "release = 7\nconfidence = [0, 0, 0, 0, 0, 0, 0, 0.5, 0.3, 0.3]",
+            "confidence: the shares make 1.1 together; expected 1",
+        ),
+        (
+            "release = 7",
+            "release = 7\nconfidence = [0, 0, 0, 0, 0, 0, 0, 0, 2, -1]",
+            "confidence[9] = -1: Expected `float` >= 0.0",
+        ),
+        ("release = 7", "release = 7\nlimits.score_shift = 2", "score_shift = 2: Expected `float`"),
         (
             '"classification"\n\n',
             '"detection"\n\n',
