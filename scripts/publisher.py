@@ -137,7 +137,7 @@ def _utc(text: str) -> datetime:
     return found.astimezone(UTC)
 
 
-class _Progress:
+class Progress:
     """Per cent on stderr: on a terminal, or else for what takes more than a second."""
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> list[str]:
     Raises:
         VigilError, OSError: it could not be done.
     """
-    repo = Repository(args.repo, getattr(args, "keys", ()), progress=_Progress())
+    repo = Repository(args.repo, getattr(args, "keys", ()), progress=Progress())
     match args.command:
         case "init":
             days = {role: getattr(args, f"{role}_days") for role in ROLES}
