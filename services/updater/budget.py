@@ -31,7 +31,7 @@ class Budget:
         daily_mb, update_mb: the most of a day, and of one update; None: no end.
 
     Raises:
-        StorageError: `path` can't be read.
+        StorageError: `path` can't be read or written.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class Budget:
             self._spent = _Spent()
         except OSError as error:
             raise StorageError(f"{path}: can't be read: {error.strerror}") from error
-        if day > self._spent.day:
-            self._spent.today = 0
-        self._spent.day = day
+        if day != self._spent.day:
+            if day > self._spent.day:
+                self._spent.today = 0
+            self._spent.day = day  # set back: or there would be no next day for long
+            self._write()
 
     def used(self, update: str) -> int:
         """Bytes that an update has moved so far."""

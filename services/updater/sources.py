@@ -307,6 +307,9 @@ class _Response(http.client.HTTPResponse):
 
     def begin(self) -> None:
         super().begin()
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal():  # here, where http.client closes the connection for it
+            raise http.client.HTTPException(f"has Content-Length {length[:60]!r}")
         self._paced.most = math.inf
 
 

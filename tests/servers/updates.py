@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -35,7 +35,9 @@ class Fault:
 
     times: int = -1  # so many requests, then it behaves; -1: always
     status: int = 0
-    headers: dict[str, str | None] = field(default_factory=dict)  # added, replaced; None: left out
+    headers: Mapping[str, str | None] = field(
+        default_factory=dict
+    )  # added, replaced; None: left out
     body: bytes | None = None  # in place of what was asked for
     ranges: bool = True  # False: the whole file, whatever was asked for
     cut: int | Callable[[], int] | None = None  # body bytes, then the connection is reset
@@ -71,12 +73,13 @@ class Server:
         self.ca = tls / "server.pem" if tls else None
         self._http = _Http(self)
         if self.ca:
+            self.ca.parent.mkdir(exist_ok=True)
             _make_certificate(self.ca)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.ca)
             self._http.tls = context
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,))
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
         self._thread.start()
 
     @property
@@ -164,7 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers |= {"Date": email.utils.formatdate(usegmt=True)}
         lines = {
-            key: value for key, value in (headers | fault.headers).items() if value is not None
+            key: value
+            for key, value in (headers | dict(fault.headers)).items()
+            if value is not None
         }
         head = f"HTTP/1.1 {status} Word\r\n"
         head += "".join(f"{key}: {value}\r\n" for key, value in lines.items())
@@ -244,7 +249,8 @@ def _make_certificate(path: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    serial = x509.random_serial_number()  # and a name that no other server has
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, str(serial))])
     now = datetime.datetime.now(datetime.UTC)
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     certificate = (
@@ -252,7 +258,7 @@ def _make_certificate(path: Path) -> None:
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
