@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from functools import partial
 
-from common import durable, slots
+from common import durable, slots, verdict
 from common.errors import LockedError, StorageError, TransitionError
 from common.messages import Beat, LaneReport
 from common.processes import lane_name
@@ -14,6 +14,7 @@ from common.service import Service
 from common.slots import Record
 from common.states import Phase, Severity, SlotState
 from common.store import Store
+from common.verdict import Proof, Verdict
 from services.updater import gates
 from services.updater.children import Child, Outcome
 from services.updater.inbox import Inbox
@@ -118,12 +119,17 @@ class Candidate:
         if slot == self._failed or not gates.proving(record, report):
             return
         try:
-            limits = gates.limits(self.store.path(slot))
+            limits = gates.limits(self.store.path(slot), self._settings)
         except (OSError, ValueError) as error:
-            passed, reason = False, f"its manifest can't be read: {error}"
+            inputs = Proof(fact=f"its manifest can't be read: {error}")
+            reason: str | None = inputs.fact
         else:
-            passed, reason = gates.judge(report, self._settings, limits)
-        if passed:
+            inputs, reason = gates.judge(report, self._settings, limits)
+        if reason is None:
+            return
+        given = Verdict(self.group, slot, reason, inputs, time.time())
+        verdict.record(self.store.folder, given)
+        if reason == "":
 
             def change(now: Record) -> Record:
                 if not gates.proving(now, report):
@@ -133,7 +139,7 @@ class Candidate:
             self.store.commit(change)
             text = f"slot {slot[:12]} has passed its gates after {report.judged} frames"
             self._service.event("model.requested", Severity.INFO, text, slot=slot)
-        elif reason:
+        else:
             durable.write(self._gates, f"{slot}\n{reason}\n".encode())
             self._failed = slot
             text = f"slot {slot[:12]} has not passed its gates: {reason}"

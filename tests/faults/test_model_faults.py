@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common import slots, supervisor
+from common import slots, supervisor, verdict
 from common.archive import pack
 from common.messages import Result
 from common.paths import PROJECT, Paths
@@ -239,10 +239,17 @@ def test_a_candidate_that_fails_its_proof_never_decides(line: Line, library: Pat
         again = line.system.vigil("install", str(bundle.with_suffix(".tar")), timeout_s=60)
         assert again.returncode == 1, "a bad release is not tried again"
         assert "bad" in again.stderr
-    # Without samples to fail on: the live lane, in whose shadow it runs, sees more.
-    line.device.write_text("FAKE_BLIND=1")
-    slot = line.offer(line.bundle(library, "[limits]\nagreement = 0.8\n"))
-    assert "agreement" in line.until_state(slot, SlotState.BAD).slots[slot].reason
+    # Without samples to fail on: the live lane, in whose shadow it runs, sees more, and sooner.
+    for content, limit in (
+        ("FAKE_BLIND=1", "agreement = 0.8"),
+        ("FAKE_SLOW_MS=60", "latency_ratio = 2"),
+    ):
+        line.device.write_text(content)
+        slot = line.offer(line.bundle(library, f"[limits]\n{limit}\n"))
+        reason = line.until_state(slot, SlotState.BAD).slots[slot].reason
+        assert reason.startswith(limit.split(" =")[0].replace("_", " "))
+        (given,) = verdict.recorded(line.store.folder, slot)
+        assert verdict.judge(given.inputs) == given.reason == reason
     for bundle, reason in (
         (add_samples(line.bundle(None, limits), right=False), "accuracy"),
         (nan_bundle(line.folder / "nan"), "NaN"),
@@ -276,8 +283,22 @@ def test_a_candidate_that_fails_in_soak(line: Line, library: Path, content: str)
     assert max(ages) < 5.0, "the longest that a frame has waited"
 
 
-def test_a_good_release_and_back_by_hand(line: Line) -> None:
-    """Handed over without a gap, soaked, good; the standby follows; then gone back from."""
+def test_a_release_that_drifts_a_good_one_and_back_by_hand(line: Line) -> None:
+    """One is not as sure as its manifest says, which shows in soak. The other: handed over without
+    a gap, soaked, good; the standby follows; then gone back from."""
+    bundle = line.bundle(None, name="drifting")
+    manifest = bundle / "manifest.toml"
+    manifest.write_text(f"confidence = {[0.0] * 4 + [1.0] + [0.0] * 5}\n{manifest.read_text()}")
+    slot = line.offer(bundle)
+    record = line.until_state(slot, SlotState.BAD)
+    reason = record.slots[slot].reason
+    assert "confidence has drifted" in reason
+    assert (record.known_good, record.lanes[record.live].slot) == (FACTORY, FACTORY)
+    assert any(reason in text for text in line.events("model.rolled_back"))
+    done = line.system.vigil("models", "--verdict", slot)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"judged again: bad: {reason}" in done.stdout
+    line.until_standby()
     slot = line.offer(line.bundle(None))
     record = line.until_state(slot, SlotState.GOOD)
     assert {lane.slot for lane in record.lanes.values()} == {slot} == {record.known_good}
@@ -292,7 +313,7 @@ def test_a_good_release_and_back_by_hand(line: Line) -> None:
     results = line.stop()
     releases = [result.release for result in results]
     changes = [new for old, new in pairwise(releases) if old != new]
-    assert changes == [2, 1]
+    assert changes == [2, 1, 3, 1]
     assert {result.validity for result in results} == {Validity.VALID}
 
 

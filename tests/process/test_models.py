@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from common import slots
+from common import slots, verdict
 from common.config import load
 from common.messages import Beat, LaneReport
 from common.paths import PROJECT, Paths
 from common.slots import PASS, Slot
 from common.states import Phase, ProcessState, SlotState
+from common.verdict import Counts, Limits, Proof, Soak, Verdict
 from services.cli import groups
 from tests.process.test_updater import CONFIG, MANIFEST, Line
 from tests.support import until
@@ -90,6 +91,27 @@ def test_models(line: Line) -> None:
     (group,) = json.loads(vigil("models", "--json").stdout)
     assert (group["group"], group["phase"], group["candidate"]) == ("main", "proving", C)
     assert [slot["state"] for slot in group["slots"]] == ["good", "good", "bad", "testing"]
+
+
+def test_a_verdict_judged_again(line: Line) -> None:
+    """From what was recorded; whoever changes that gets another outcome, and exit status 2."""
+    held = Limits(latency_p99_ms=20)
+    soak = Soak("", True, 100, held, Counts(3, 500, 0, 500, 500, 500, 500, (), 30.0))
+    reason = verdict.judge(soak)
+    assert reason
+    verdict.record(line.store.folder, Verdict("main", A, reason, soak, 1.0))
+    verdict.record(line.store.folder, Verdict("main", A, "", Proof(judged=9), 1.0))
+    done = vigil("models", "--verdict", A[:8])
+    assert done.returncode == 0, done.stderr
+    for words in ('"p99_ms": 30.0', f"slot {A[:12]}: good", f"slot {A[:12]}: bad: {reason}"):
+        assert words in done.stdout
+    assert f"judged again: bad: {reason}" in done.stdout
+    file = line.store.folder / "verdicts" / f"{A[:12]}-soak.json"
+    file.write_text(file.read_text().replace('"p99_ms": 30.0', '"p99_ms": 3.0'))
+    done = vigil("models", "--verdict", A[:8], "--json")
+    assert done.returncode == 2, done.stderr
+    assert [row["again"] for row in json.loads(done.stdout)] == ["", ""]
+    refused(vigil("models", "--verdict", B), "no verdict on a slot", B)
 
 
 def test_rollback_says_where_to(line: Line) -> None:

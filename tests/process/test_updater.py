@@ -19,7 +19,7 @@ import psutil
 import pytest
 import zmq
 
-from common import slots
+from common import slots, verdict
 from common.archive import pack
 from common.bus import Publisher
 from common.digest import digest
@@ -38,6 +38,8 @@ fps = 5
 [groups.main]
 model = "nowhere"
 shadow_frames = 20
+[groups.main.gates]
+latency_ratio = 1.5
 [updates]
 unsigned = true
 """
@@ -297,8 +299,14 @@ def test_what_passes_its_gates_asks_for_the_hand_over(line: Line) -> None:
     ("changes", "reason"),
     [
         ({"judged": 5, "failed": 1}, "1 of 5 frames could not be judged"),
-        ({"judged": 20, "agreement": 0.79}, "agreement 0.790 with the live model over 20 frames"),
-        ({"judged": 20, "infer_ms_p99": 20.1}, "latency p99 20.1 ms in the shadow, wanted 10 ms"),
+        (
+            {"judged": 20, "compared": 19, "agreement": 0.79},
+            "agreement 0.790 with the live model over 19 frames",
+        ),
+        (
+            {"judged": 20, "compared": 19, "agreement": 1.0, "latency_ratio": 1.6},
+            "latency ratio 1.60 to the live model over 19 frames, at most 1.5",  # vigil.toml's own
+        ),
     ],
 )
 def test_what_fails_its_gates_is_told_to_the_watchdog(
@@ -314,6 +322,8 @@ def test_what_fails_its_gates_is_told_to_the_watchdog(
         assert reason in said
         assert line.store.read().txn.phase is Phase.PROVING, "the watchdog disposes"
         assert reason in until(lambda: line.events("model.gate_failed"), 5, "it")[0]["reason"]
+        (given,) = verdict.recorded(line.store.folder, name)
+        assert verdict.judge(given.inputs) == given.reason == said.strip()
         line.store.commit(lambda record: slots.abandon(record, said))
         until(lambda: not gates.exists(), 5, "nothing is under test any more")
     finally:
