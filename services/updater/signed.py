@@ -40,6 +40,7 @@ class Signed:
         self._seen_inbox: tuple[int, ...] = ()
         self._checked_ns = self._failures = 0
         self._next_s = time.monotonic() + random.uniform(0, min(self._settings.check_s, FIRST_S))
+        self._wanted: set[str] | None = None
         self._rest_s = 0.0  # the disk refuses until then
         self._error = self._reported = ""
         self._checking = False
@@ -56,6 +57,7 @@ class Signed:
             return self._check(request.place, request)
         if time.monotonic() < self._rest_s:
             return None
+        self._tidy()
         seen = _stamp(self._inbox / "metadata" / "timestamp.json")
         if seen != self._seen_inbox:
             self._seen_inbox = seen
@@ -109,27 +111,26 @@ class Signed:
         begin = not (request and request.dry_run)
         lines = tuple(self.ways[group].line(answer) for group, answer in checked.groups.items())
         for group, answer in checked.groups.items() if begin else ():
-            self.ways[group].take(answer)
-        updates = {name: way.noted.update for name, way in self.ways.items()}
-        self._tidy({update.sha256 for update in updates.values() if update})
+            self.ways[group].take(answer, at_once=request is not None)
         if request:
+            updates = {name: way.noted.update for name, way in self.ways.items()}
             begun = {name: update.slot for name, update in updates.items() if update and begin}
             self._reply(Reply(id=request.id, error=checked.error, lines=lines, begun=begun))
 
     def _plan(self, checked: Checked) -> None:
         """When to ask the repository again."""
-        wait_s = self._settings.check_s
         self._failures = self._failures + 1 if checked.error else 0
-        # Asking again soon does not help where the answer was no (4xx).
-        if checked.error and checked.status not in range(400, 500):
-            wait_s = min(wait_s, LEAST_S * 2 ** min(self._failures, 16))
-        wait_s = max(wait_s, min(checked.wait_s, MOST_S)) * random.uniform(0.5, 1.5)
-        self._next_s = time.monotonic() + wait_s
+        wait_s = pause_s(checked, self._failures, self._settings.check_s)
+        self._next_s = time.monotonic() + wait_s * random.uniform(0.5, 1.5)
 
-    def _tidy(self, keep: set[str]) -> None:
-        """Remove partial downloads that no update is about."""
+    def _tidy(self) -> None:
+        """Remove downloads that no update waits for any more."""
+        wanted = {way.wants for way in self.ways.values()}
+        if wanted == self._wanted:
+            return
+        self._wanted = wanted
         for left in self._partial.iterdir():
-            if left.name.removesuffix(".synced") not in keep:
+            if left.name.removesuffix(".synced") not in wanted:
                 left.unlink(missing_ok=True)
 
     def _reply(self, reply: Reply) -> None:
@@ -152,6 +153,14 @@ class Signed:
             new.write_text(text)
             new.rename(path)
             self._reported = text
+
+
+def pause_s(checked: Checked, failures: int, check_s: float) -> float:
+    """Mean time to the next check. Where the answer was no (4xx), asking sooner does not help."""
+    wait_s = check_s
+    if checked.error and checked.status not in range(400, 500):
+        wait_s = min(check_s, LEAST_S * 2 ** min(failures - 1, 16))
+    return max(wait_s, min(checked.wait_s, MOST_S))
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -56,6 +56,12 @@ class Way:
     def _at(self, update: Update | None) -> Noted:
         return msgspec.structs.replace(self.noted, update=update)
 
+    @property
+    def wants(self) -> str:
+        """The file that is to be downloaded, or installed from there; "" for none."""
+        update = self.noted.update
+        return update.sha256 if update and update.step in (Step.DOWNLOAD, Step.INSTALL) else ""
+
     # -- what a check found ------------------------------------------------------------------
 
     def line(self, answer: Answer) -> str:
@@ -70,8 +76,12 @@ class Way:
         more = f"; {answer.reason}" if answer.reason else ""
         return f"{self.group}: {update.title}, {update.length} bytes from {update.source}{more}"
 
-    def take(self, answer: Answer) -> None:
-        """It becomes what the group is about."""
+    def take(self, answer: Answer, at_once: bool) -> None:
+        """It becomes what the group is about.
+
+        Args:
+            at_once: somebody asks: without the rest of a pause.
+        """
         self._reason = answer.reason
         self._leave(answer)
         record, now, found = self._candidate.store.read(), self.noted.update, answer.update
@@ -81,7 +91,8 @@ class Way:
             if now.source != found.source:  # the stick was pulled, the network is back
                 moved = msgspec.structs.replace(now, source=found.source, place=found.place)
                 self._note(self._at(moved))
-                self._retry = 0.0
+                at_once = True
+            self._retry = 0.0 if at_once else self._retry
             return
         if now is not None:
             if record.state(now.slot) is SlotState.INSTALLED:

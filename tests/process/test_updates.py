@@ -81,7 +81,7 @@ def wrong(bundle: Path) -> None:
 def test_a_release_from_the_publisher_to_good(
     system: Callable[[str], System], paths: Paths, fleet: Fleet
 ) -> None:
-    """All steps without a frame lost; a wrong one is bad and stays away; a withdrawn one is left."""
+    """No frame is lost; a wrong one is bad and stays away; a withdrawn one is left."""
     (paths.root / "root.json").write_bytes(fleet.repository.anchor)
     fleet.publish(2)
     line = system(f'{CONFIG}url = "{fleet.server.url}"\n')
