@@ -38,7 +38,7 @@ from services.updater import channel as channels
 from services.updater import floors
 from services.updater.channel import Channel
 from services.updater.floors import Floor, Floors
-from services.updater.sources import Source
+from services.updater.sources import PORTAL, Source
 
 CHANNEL_MOST = 64 * 1024  # bytes
 ROLES = ("root", "timestamp", "snapshot", "targets")
@@ -178,7 +178,7 @@ class Trust:
     @property
     def now_s(self) -> float:
         """Seconds since 1970, as far as can be known."""
-        return self._believed()[0]
+        return self._believed(self.floors)[0]
 
     def refresh(self) -> None:
         """Fetch and verify what is new of the metadata.
@@ -202,16 +202,17 @@ class Trust:
             trusted.reference_time = datetime.fromtimestamp(self.now_s, UTC)
             try:
                 updater.refresh()
+                raised = self._raised(trusted.root, {role: trusted[role] for role in ROLES})
+                now, why = self._believed(raised)  # it may have turned out just now to be later
+                for role in ROLES:
+                    if trusted[role].is_expired(datetime.fromtimestamp(now, UTC)):
+                        raise self._expired(role, trusted[role].expires, now, why)
             except (tuf.RepositoryError, tuf.DownloadError, UpdateError):
                 # A new root counts all the same: it may take away keys that were stolen, and with
                 # them the floors that keep the rest from being verified.
-                self._raise(trusted.root, {"root": trusted.root})
+                self._save(self._raised(trusted.root, {"root": trusted.root}))
                 raise
-            self._raise(trusted.root, {role: trusted[role] for role in ROLES})
-        now, _ = self._believed()  # it may have turned out just now to be later
-        for role in ROLES:
-            if trusted[role].is_expired(datetime.fromtimestamp(now, UTC)):
-                raise self._expired(role, trusted[role].expires)
+            self._save(raised)
         self._verified = True
 
     def target(self, path: str) -> Target | None:
@@ -279,8 +280,8 @@ class Trust:
             floors.save(self.folder, changed)
             self.floors = changed
 
-    def _raise(self, root: Root, signed: dict[str, Signed]) -> None:
-        """Hold verified metadata against the floors, and raise them."""
+    def _raised(self, root: Root, signed: dict[str, Signed]) -> Floors:
+        """The floors once this is verified, unless it is below them."""
         seen = {r: Floor(s.version, _keys(root, *_VOUCH[r])) for r, s in signed.items()}
         versions = floors.raised(self.floors.versions, seen, "the version of {}.json")
         times = {}
@@ -289,10 +290,10 @@ class Trust:
             at = [was.value] if was and was.keys == keys else []  # else they are taken away
             at += [_signed_at(signed[role])] if role in signed else []
             times[role] = Floor(max(at, default=0), keys)
-        self._save(msgspec.structs.replace(self.floors, versions=versions, times=times))
+        return msgspec.structs.replace(self.floors, versions=versions, times=times)
 
-    def _believed(self) -> tuple[float, str]:
-        return floors.believed(self.floors, self._clock(), self._built_s)
+    def _believed(self, of: Floors) -> tuple[float, str]:
+        return floors.believed(of, self._clock(), self._built_s)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -307,7 +308,8 @@ class Trust:
             signed = self._updater._trusted_set.get(role)
             if signed is None:  # of this one only what came last tells
                 signed = Metadata.from_bytes(self._fetcher.content).signed
-            raise self._expired(role, signed.expires) from error
+            now, why = self._believed(self.floors)
+            raise self._expired(role, signed.expires, now, why) from error
         except tuf.RepositoryError as error:
             what = next((text for kind, text in _WRONG.items() if isinstance(error, kind)), "wrong")
             where = f"{self._fetcher.path} of {self._fetcher.source.name}"
@@ -316,8 +318,7 @@ class Trust:
             text = f"{self.folder}/metadata: can't be written: {error.strerror}"
             raise StorageError(text) from error
 
-    def _expired(self, role: str, at: datetime) -> UntrustedError:
-        now, why = self._believed()
+    def _expired(self, role: str, at: datetime, now: float, why: str) -> UntrustedError:
         return UntrustedError(
             f"{role}.json of {self._fetcher.source.name} is good until {at:{_TIME}}, and it is "
             f"{datetime.fromtimestamp(now, UTC):{_TIME}} already ({why}): set the clock if that "
@@ -334,7 +335,8 @@ def _read(source: Source, path: str, most: int) -> bytes:
             if content.lstrip()[:1] == b"<":
                 raise FetchError(
                     f"{path} of {source.name}: a web page came instead; expected JSON: is a proxy "
-                    "or a captive portal in between?"
+                    "or a captive portal in between?",
+                    PORTAL,
                 )
             if len(content) > most:
                 raise UntrustedError(f"{path} of {source.name}: more than {most} bytes, the most")
