@@ -102,7 +102,11 @@ class Lane:
             elif self._seat.candidate and self._model is not None:
                 if (lost := self._shadow.judge(self._model)) is not None:
                     self._lost(lost)
-                self._working.poll(round(self._tick_s * 1000))
+                rest_ms = min(self._shadow.rest_ms, round(self._tick_s * 1000))
+                if rest_ms:
+                    self._standing_by.poll(rest_ms)
+                else:
+                    self._working.poll(round(self._tick_s * 1000))
                 self._heard()
             else:
                 self._keep_warm()

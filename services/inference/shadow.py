@@ -52,10 +52,15 @@ class Shadow:
         """Median of its inference time over the live lane's of the same frames; 0: unknown."""
         return sorted(self._ratios)[len(self._ratios) // 2] if self._ratios else 0.0
 
+    @property
+    def rest_ms(self) -> int:
+        """How long it still rests."""
+        return -(-max(0, self._due_ns - time.monotonic_ns()) // 1_000_000)
+
     def judge(self, model: Model) -> AcceleratorLostError | None:
         """The newest decided frame of a camera, every so many frames, each in its turn; the error
         where the accelerator is lost, which says nothing of the model."""
-        if time.monotonic_ns() < self._due_ns:
+        if self.rest_ms:
             return None
         for watcher in list(self._watchers):
             found = watcher.newest(self._every)
