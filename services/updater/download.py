@@ -26,6 +26,7 @@ SYNC_S = 20.0  # on slow networks what came is synced in between
 TRIES = 6  # in a row without a block's worth of progress
 BACKOFF_S = 1.0  # after the first of them; then twice that, and so on
 BURST_S = 1.0  # of its rate that a download may catch up on
+_HASHES = {64: hashlib.sha256, 128: hashlib.sha512}  # by how many hex digits
 _MAY_CHANGE = (0, 500, 502, 503, 504)  # status of what another try may bring
 
 
@@ -33,7 +34,7 @@ def download(
     source: Source,
     path: str,
     length: int,
-    sha256: str,
+    digest: str,
     partial: Path,
     budget: Budget | None,
     *,
@@ -47,7 +48,7 @@ def download(
     """Fetch a file of a repository, or what is missing of it; returns where it lies complete.
 
     Args:
-        length, sha256: as they were signed.
+        length, digest: as they were signed; of SHA-256, or SHA-512.
         partial: folder of what is under way.
         budget: what may be moved for `update`; None: any amount, such as from a USB stick.
         pause: waits so many seconds; whether to stop, as `threading.Event.wait`. What came so far
@@ -62,11 +63,11 @@ def download(
         StorageError: the disk has no room, or refuses. As above, what came so far is kept.
         UntrustedError: it is not what was signed; nothing of it is kept.
     """
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise UntrustedError(f"{path}: its SHA-256 is {sha256[:80]!r}; expected 64 hex digits")
+    if not re.fullmatch("[0-9a-f]*", digest) or len(digest) not in _HASHES:
+        raise UntrustedError(f"{path}: its SHA-256 is {digest[:80]!r}; expected 64 hex digits")
     rate, tries, whole = _Rate(rate_b_s), _Tries(backoff_s), False
     try:
-        with closing(_Partial(partial, sha256)) as file:
+        with closing(_Partial(partial, digest)) as file:
             while file.size < length:
                 if whole and file.size:
                     file.restart()
@@ -91,15 +92,15 @@ def download(
                 if stop or pause(wait_s):
                     return None
             told = file.hash.hexdigest()
-            if file.size == length and told == sha256:
+            if file.size == length and told == digest:
                 return file.path
             file.remove()
             raise UntrustedError(
-                f"{source.name}: {path}: {file.size} bytes of SHA-256 {told} came; "
-                f"signed are {length} of {sha256}"
+                f"{source.name}: {path}: {file.size} bytes of digest {told} came; "
+                f"signed are {length} of {digest}"
             )
     except OSError as error:
-        raise StorageError(f"{partial / sha256}: can't be written: {error.strerror}") from error
+        raise StorageError(f"{partial / digest}: can't be written: {error.strerror}") from error
 
 
 def tidy(folder: Path, keep: Collection[str]) -> None:
@@ -125,7 +126,7 @@ class _Partial:
         self._open()
 
     def _open(self) -> None:
-        self.size, self.hash = 0, hashlib.sha256()
+        self.size, self.hash = 0, _HASHES[len(self.path.name)]()
         try:
             synced = int(self._note.read_bytes())
         except (FileNotFoundError, ValueError):

@@ -162,7 +162,8 @@ class HttpSource:
         if start > 0 or end is not None:
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         try:
-            answer = self._answer(f"{self._base}/{quote(path)}", headers)
+            # Names of metadata come quoted, as TUF has it.
+            answer = self._answer(f"{self._base}/{quote(path, '/%')}", headers)
             try:
                 left = _length(answer, start, end)
                 while left:

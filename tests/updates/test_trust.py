@@ -508,10 +508,10 @@ def test_damaged_metadata_is_fetched_again(world: World) -> None:
     assert len(kept) == 6  # two roots, three more, the channel
     for path, content in kept.items():
         size = len(content)
-        cut = [content[:at] for at in range(0, size, size // 16)]
+        cut = [content[:at] for at in range(0, size, size // 8)]
         flipped = [
             content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
-            for at in range(0, size, size // 32)
+            for at in range(0, size, size // 12)
         ]
         for damaged in (*cut, *flipped, bytes(size)):
             path.write_bytes(damaged)
