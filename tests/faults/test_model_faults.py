@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -119,6 +120,15 @@ class Line:
         except AssertionError as error:
             raise AssertionError(f"{error}: {self.record}\n{self.events()}") from error
         return self.record
+
+    def verdicts(self, slot: str, count: int) -> Callable[[], Any]:
+        """Those on a slot, once there are so many."""
+
+        def noted() -> list[verdict.Verdict] | None:
+            found = verdict.recorded(self.store.folder, slot)
+            return found if len(found) >= count else None
+
+        return noted
 
     def events(self, code: str = "") -> list[str]:
         """The texts of events, as they are logged."""
@@ -283,6 +293,26 @@ def test_a_candidate_that_fails_in_soak(line: Line, library: Path, content: str)
     assert max(ages) < 5.0, "the longest that a frame has waited"
 
 
+def test_a_candidate_that_becomes_slow_in_soak(
+    system: Start, paths: Paths, tmp_path: Path, device: Path, library: Path
+) -> None:
+    """Too slow for its camera it skips frames that the model before did not."""
+    config = CONFIG.replace('policy = "every"\nslots = 64', 'policy = "latest"')
+    line = Line(system, paths, tmp_path, device, config)
+    slot = line.offer(line.bundle(library))
+    until(lambda: line.record.txn.phase is Phase.SOAK, 30, "the hand-over")
+    device.write_text("FAKE_SLOW_MS=120")
+    record = line.until_state(slot, SlotState.BAD, 20)
+    given = until(line.verdicts(slot, 2), 5, "its verdict, noted after it took effect")[1]
+    line.close()
+    assert record.slots[slot].reason.startswith("it decided "), given
+    assert record.lanes[record.live].slot == FACTORY
+    counted = given.inputs.now
+    faster = msgspec.structs.replace(counted, shown=counted.offered)
+    assert verdict.judge(given.inputs) == given.reason
+    assert verdict.judge(msgspec.structs.replace(given.inputs, now=faster)) == ""
+
+
 def test_a_release_that_drifts_a_good_one_and_back_by_hand(line: Line) -> None:
     """One is not as sure as its manifest says, which shows in soak. The other: handed over without
     a gap, soaked, good; the standby follows; then gone back from."""
@@ -294,6 +324,7 @@ def test_a_release_that_drifts_a_good_one_and_back_by_hand(line: Line) -> None:
     reason = record.slots[slot].reason
     assert "confidence has drifted" in reason
     assert (record.known_good, record.lanes[record.live].slot) == (FACTORY, FACTORY)
+    until(line.verdicts(slot, 2), 5, "its verdicts")
     assert any(reason in text for text in line.events("model.rolled_back"))
     done = line.system.vigil("models", "--verdict", slot)
     assert done.returncode == 0, done.stdout + done.stderr
