@@ -6,11 +6,8 @@ A process that ends: the metadata's library takes more memory than the updater h
 Prints a `Checked` as JSON, or why not. PLACE, a URL or folder, stands in for vigil.toml's url.
 """
 
-import sys
-
 import msgspec
 
-from common import config
 from common.config import Config
 from common.errors import ConfigError, FetchError, LockedError, StorageError, UpdateError
 from common.paths import Paths
@@ -18,7 +15,7 @@ from common.slots import Record
 from common.states import SlotState
 from common.store import Store
 from services.updater.channel import Channel, Custom, bundle_paths, wanted
-from services.updater.children import Outcome, begin
+from services.updater.children import Outcome, main
 from services.updater.device import device_id
 from services.updater.life import Answer, Checked, Noted, Update, load
 from services.updater.sources import open_source
@@ -129,9 +126,7 @@ def _target(trust: Trust, bundle: str, release: int, profile: str) -> tuple[Targ
     return None
 
 
-def main(parent: str, place: str = "") -> int:
-    begin(parent)
-    settings, paths = config.from_environment(), Paths.from_environment()
+def run(settings: Config, paths: Paths, place: str = "") -> tuple[Outcome, str]:
     outcome = Outcome.DONE
     try:
         checked = check(settings, paths, place or settings.updates.url or "")
@@ -142,9 +137,8 @@ def main(parent: str, place: str = "") -> int:
         checked, outcome = Checked(error=str(error)), Outcome.LATER
     except (UpdateError, ConfigError) as error:
         checked, outcome = Checked(error=str(error)), Outcome.REFUSED
-    print(msgspec.json.encode(checked).decode())
-    return outcome
+    return outcome, msgspec.json.encode(checked).decode()
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(run)

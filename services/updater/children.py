@@ -11,7 +11,8 @@ from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 
-from common.paths import PROJECT
+from common import config
+from common.paths import PROJECT, Paths
 
 _PR_SET_PDEATHSIG = 1
 
@@ -66,9 +67,18 @@ class Child:
         return said.strip()
 
 
-def begin(parent: str) -> None:
-    """The first thing that a child does. An updater that starts anew clears what its predecessor's
-    children were at: none of them may outlive it. Exits if the parent is gone already."""
+def main(work: Callable[..., tuple[Outcome, str]]) -> None:
+    """A child: do the work, of (config, paths, *arguments), and say what it came to."""
+    parent, *arguments = sys.argv[1:]
+    _begin(parent)
+    outcome, said = work(config.from_environment(), Paths.from_environment(), *arguments)
+    print(said)
+    sys.exit(outcome)
+
+
+def _begin(parent: str) -> None:
+    """An updater that starts anew clears what its predecessor's children were at: none of them may
+    outlive it. Exits if the parent is gone already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
         sys.exit(Outcome.LATER)

@@ -5,16 +5,14 @@
 Prints the bytes moved for it so far, a blank, and why it is not there, if it is not.
 """
 
-import sys
 import threading
 
-from common import config
 from common.config import Config
 from common.errors import BudgetError, ConfigError, FetchError, StorageError, UntrustedError
 from common.paths import Paths
 from services.updater import floors
 from services.updater.budget import Budget
-from services.updater.children import Outcome, begin
+from services.updater.children import Outcome, main
 from services.updater.download import download
 from services.updater.life import Update, load
 from services.updater.sources import open_source
@@ -46,14 +44,11 @@ def fetch(settings: Config, paths: Paths, update: Update, budget: Budget) -> Non
     )  # fmt: skip
 
 
-def main(parent: str, group: str) -> int:
-    begin(parent)
-    settings, paths = config.from_environment(), Paths.from_environment()
+def run(settings: Config, paths: Paths, group: str) -> tuple[Outcome, str]:
     updates = settings.updates
     noted, problem = load(paths.updates / f"txn-{group}.json")
     if noted.update is None:
-        print(f"0 {problem or 'no update is under way'}")
-        return Outcome.LATER
+        return Outcome.LATER, f"0 {problem or 'no update is under way'}"
     update = noted.update
     budget = Budget(
         paths.updates / "budget.json",
@@ -70,9 +65,8 @@ def main(parent: str, group: str) -> int:
         said, outcome = str(error), Outcome.LATER
     except UntrustedError as error:
         said, outcome = str(error), Outcome.REFUSED
-    print(budget.used(update.sha256), " ".join(said.split())[:2000])
-    return outcome
+    return outcome, f"{budget.used(update.sha256)} {' '.join(said.split())[:2000]}"
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(run)

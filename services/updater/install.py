@@ -8,11 +8,10 @@ Prints one line: the slot, or why not. Its exit status says which (`Outcome`).
 """
 
 import shutil
-import sys
 from pathlib import Path
 
-from common import config
 from common.archive import unpack
+from common.config import Config
 from common.engine.bundle import Manifest, open_bundle
 from common.engine.samples import load_samples
 from common.errors import (
@@ -28,7 +27,7 @@ from common.slots import Slot
 from common.states import SlotState
 from common.store import Store
 from services.updater.channel import ANY
-from services.updater.children import Outcome, begin
+from services.updater.children import Outcome, main
 from services.updater.life import Update, load
 
 SHOWN = 64  # characters of a name or version that the record keeps
@@ -88,10 +87,10 @@ def _shown(text: str) -> str:
     return "".join(letter for letter in text if letter.isprintable())[:SHOWN]
 
 
-def main(parent: str, group: str, tar: str, noted: str = "") -> int:
-    begin(parent)
-    settings = config.from_environment()
-    store = Store(Paths.from_environment(), group, settings.groups[group].lanes)
+def run(
+    settings: Config, paths: Paths, group: str, tar: str, noted: str = ""
+) -> tuple[Outcome, str]:
+    store = Store(paths, group, settings.groups[group].lanes)
     signed = load(Path(noted))[0].update if noted else None
     try:
         said = install(store, Path(tar), settings.updates.profile, signed)
@@ -101,9 +100,8 @@ def main(parent: str, group: str, tar: str, noted: str = "") -> int:
     except (StorageError, LockedError) as error:
         said, outcome = str(error), Outcome.LATER
     said = said.replace(f"{store.staging}/incoming/", "").replace(f"{Path(tar).parent}/", "")
-    print(" ".join(said.split())[:2000])
-    return outcome
+    return outcome, " ".join(said.split())[:2000]
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(run)

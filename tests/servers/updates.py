@@ -15,6 +15,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -56,6 +57,7 @@ class Request:
     range: str
     authorization: str
     status: int
+    at_s: float = field(default_factory=time.monotonic)
 
 
 class Server:
