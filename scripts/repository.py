@@ -128,7 +128,7 @@ class Repository(Roles):
             offers[at] = msgspec.structs.replace(
                 offer,
                 rollout=offer.rollout if rollout is None else rollout,
-                not_before=not_before or offer.not_before,
+                not_before=(not_before.replace(microsecond=0) if not_before else offer.not_before),
             )
             if offers[at].rollout == 100:
                 behind = range(at + 1, len(offers))

@@ -2,10 +2,12 @@
 
     python -m services.updater.fetch PARENT GROUP
 
-Prints the bytes moved for it so far, a blank, and why it is not there, if it is not.
+Prints a `Fetched` as JSON.
 """
 
 import threading
+
+import msgspec
 
 from common.config import Config
 from common.errors import BudgetError, ConfigError, FetchError, StorageError, UntrustedError
@@ -14,7 +16,7 @@ from services.updater import floors
 from services.updater.budget import Budget
 from services.updater.children import Outcome, main
 from services.updater.download import download
-from services.updater.life import Update, load
+from services.updater.life import Fetched, Update, load
 from services.updater.sources import open_source
 
 DAY_S = 86_400
@@ -48,7 +50,8 @@ def run(settings: Config, paths: Paths, group: str) -> tuple[Outcome, str]:
     updates = settings.updates
     noted, problem = load(paths.updates / f"txn-{group}.json")
     if noted.update is None:
-        return Outcome.LATER, f"0 {problem or 'no update is under way'}"
+        nothing = Fetched(error=problem or "no update is under way")
+        return Outcome.LATER, msgspec.json.encode(nothing).decode()
     update = noted.update
     budget = Budget(
         paths.updates / "budget.json",
@@ -56,16 +59,21 @@ def run(settings: Config, paths: Paths, group: str) -> tuple[Outcome, str]:
         daily_mb=updates.daily_mb,
         update_mb=updates.update_mb,
     )
-    said, outcome = "", Outcome.DONE
+    said, wait_s, outcome = "", 0.0, Outcome.DONE
     notes = (load(paths.updates / f"txn-{name}.json")[0].update for name in settings.groups)
     try:
         budget.tidy({one.sha256 for one in notes if one})
         fetch(settings, paths, update, budget)
-    except (FetchError, BudgetError, StorageError, ConfigError) as error:
+    except FetchError as error:
+        said, wait_s, outcome = str(error), error.wait_s, Outcome.LATER
+        if error.status in range(400, 500):  # asking again soon would not help
+            wait_s = max(wait_s, updates.check_s)
+    except (BudgetError, StorageError, ConfigError) as error:
         said, outcome = str(error), Outcome.LATER
-    except UntrustedError as error:
-        said, outcome = str(error), Outcome.REFUSED
-    return outcome, f"{budget.used(update.sha256)} {' '.join(said.split())[:2000]}"
+    except UntrustedError as error:  # of which the same server has more: as seldom as possible
+        said, wait_s, outcome = str(error), updates.check_s, Outcome.REFUSED
+    moved = budget.used(update.sha256)
+    return outcome, msgspec.json.encode(Fetched(moved, wait_s, said)).decode()
 
 
 if __name__ == "__main__":

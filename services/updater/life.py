@@ -76,6 +76,12 @@ class Checked(msgspec.Struct, frozen=True):
     wait_s: float = 0.0  # how long the server asks to be left alone
 
 
+class Fetched(msgspec.Struct, frozen=True):
+    moved: int = 0  # bytes, for this update so far
+    wait_s: float = 0.0  # before another try
+    error: str = ""
+
+
 def load(path: Path) -> tuple[Noted, str]:
     """What is noted, and what is wrong with the file: then nothing is, and the next check finds
     the update again."""

@@ -19,7 +19,7 @@ from services.updater import floors, life
 from services.updater.candidate import INSTALL_S, RETRY_S, Candidate
 from services.updater.children import Child, Outcome
 from services.updater.device import within
-from services.updater.life import Answer, Noted, Step, Update
+from services.updater.life import Answer, Fetched, Noted, Step, Update
 
 FETCH_S = 6 * 3600.0  # for one try of a download; the next goes on where it ended
 LEAST_S = 30.0  # between two tries, at first
@@ -150,19 +150,17 @@ class Way:
         return None
 
     def _fetched(self, update: Update, outcome: Outcome, said: str) -> None:
-        moved, _, text = said.partition(" ")
-        if moved.isdigit():
-            update = msgspec.structs.replace(update, moved=int(moved))
-        else:
-            text = said
+        try:
+            fetched = msgspec.json.decode(said, type=Fetched)
+        except msgspec.MsgspecError:  # it was killed
+            fetched = Fetched(update.moved, error=said)
+        update = msgspec.structs.replace(update, moved=fetched.moved)
         self._note(self._at(update))
         if outcome is Outcome.DONE:
             self._go_on(update, Step.INSTALL)
-        elif outcome is Outcome.REFUSED:
-            # A server that has something else than was signed is asked as seldom as possible.
-            self._later(update, "failed", text, self._settings.check_s)
         else:
-            self._later(update, "waits", text)
+            told = "failed" if outcome is Outcome.REFUSED else "waits"
+            self._later(update, told, fetched.error, fetched.wait_s)
 
     def _installed(self, update: Update, outcome: Outcome, said: str) -> None:
         again = outcome is Outcome.DIED and self._tries < INSTALLS

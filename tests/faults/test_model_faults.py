@@ -412,7 +412,7 @@ def test_a_killer_without_watchdog_and_updater(line: Line, library: Path) -> Non
     line.device.write_text("FAKE_CRASH=create")
     pack(bundle, line.folder / "bundle.tar")
     done = subprocess.run(
-        [*INSTALL, "main", line.folder / "bundle.tar", str(os.getpid())],
+        [*INSTALL, str(os.getpid()), "main", line.folder / "bundle.tar"],
         cwd=PROJECT,
         env=line.system.environment,
         capture_output=True,
