@@ -25,7 +25,7 @@ Positive = Annotated[int, Meta(gt=0)]
 Grey = Annotated[float, Meta(ge=0, le=255)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Point = tuple[float, float]  # x, y in pixels of the camera's own full picture
-Window = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+WINDOW = r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d"
 Polygon = Annotated[tuple[Point, ...], Meta(min_length=3, max_length=64)]
 
 
@@ -151,8 +151,8 @@ class Updates(_Section, frozen=True):
     update_mb: Positive | None = None  # most that one update may move, failures included
     daily_mb: Positive | None = None  # most that a day may move
     stall_s: Seconds = 30.0  # a server that sends nothing for so long is left
-    download: tuple[Window, ...] = ()  # "22:00-05:30", local time; (): always
-    activate: tuple[Window, ...] = ()  # when a new model may begin to prove itself
+    download: tuple[str, ...] = ()  # "22:00-05:30", local time; (): always
+    activate: tuple[str, ...] = ()  # when a new model may begin to prove itself
     warn_days: Annotated[float, Meta(gt=0)] | None = None  # a model older than this: a warning
     escalate_days: Annotated[float, Meta(gt=0)] | None = None  # and than this: critical
 
@@ -228,6 +228,10 @@ def load(path: Path) -> Config:
     for key in ("channel", "profile"):
         if not re.fullmatch(NAME, getattr(updates, key)):
             raise file.error(("updates", key), getattr(updates, key), _NAMES)
+    for key in ("download", "activate"):
+        for window in getattr(updates, key):
+            if not re.fullmatch(WINDOW, window):
+                raise file.error(("updates", key), window, 'times of day such as "22:00-05:30"')
     return config
 
 

@@ -37,7 +37,7 @@ _GIVE_BACK = 'MALLOC_MMAP_THRESHOLD_="131072",MALLOC_TRIM_THRESHOLD_="131072"'
 KINDS = (
     Kind("inference", "services.inference.main", "lane", "onnx or litert", 100, 60.0, 5.0, 0),
     Kind("capture", "services.capture.main", "camera", "vision", 200, 10.0, 5.0, 1, _GIVE_BACK),
-    Kind("updater", "services.updater.main", "device", "", 300, 10.0, 5.0, 1),
+    Kind("updater", "services.updater.main", "device", "updates", 300, 10.0, 5.0, 1),
     Kind("watchdog", "services.watchdog.main", "device", "", 400, 10.0, 5.0, 0),
 )
 

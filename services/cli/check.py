@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -21,7 +22,7 @@ from common.geometry import fit, outside
 from common.messages import Beat, CameraReport
 from common.paths import Paths
 from common.processes import capture_name, processes
-from common.sources import SOURCES, factory
+from common.sources import SOURCES, factory, redacted
 from common.states import CameraState
 from services.cli.listen import accepts, listener, newest_ring
 from services.cli.text import number, size
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
           for name in config.cameras),
         _try("shared memory", partial(room, paths, shapes)),
         _try("sockets", partial(sockets, config, paths)),
+        *([_try("updates", partial(updates, config))] if config.updates.root else ()),
     ]  # fmt: skip
     return 0 if all(results) else 1
 
@@ -185,3 +187,29 @@ def sockets(config: Config, paths: Paths) -> str:
     for process in rows:
         paths.endpoint(process.name)
     return f"{len(rows)} processes, in {paths.run}"
+
+
+def updates(config: Config) -> str:
+    """Whether the files that signed updates rest on are there."""
+    rows = config.updates
+    assert rows.root is not None
+    anchor = config.resolve(rows.root)
+    try:
+        kind = msgspec.json.decode(anchor.read_bytes(), type=_Anchor).signed["_type"]
+        if rows.ca is not None:
+            config.resolve(rows.ca).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: can't be read: {error.strerror}") from error
+    except (msgspec.MsgspecError, KeyError):
+        kind = "not metadata"
+    if kind != "root":
+        raise ConfigError(
+            f"{anchor}: is {kind}; expected the first root.json of the repository that is to be "
+            "trusted"
+        )
+    where = redacted(rows.url) if rows.url else "the inbox or a stick"
+    return f"channel {rows.channel} from {where}, trusting {anchor}"
+
+
+class _Anchor(msgspec.Struct):
+    signed: dict[str, Any]

@@ -194,15 +194,18 @@ path = "{tmp_path}/pictures"
 fps = 2
 [groups.main]
 model = "absent"
+[updates]
+root = "{tmp_path}/pictures/one.png"
 """)
     done = vigil("check")
     assert done.returncode == 1
     wrong = [line for line in done.stderr.splitlines() if line.startswith("vigil: ")]
     assert [line.split(": ")[1] for line in wrong] == [
-        "group main", "camera absent", "camera page", "camera rateless",
+        "group main", "camera absent", "camera page", "camera rateless", "updates",
     ]  # fmt: skip
     assert "no such file" in wrong[1]
     assert "no rate of its own" in wrong[3]
+    assert "expected the first root.json" in wrong[4]
     assert "ok  camera good: folder" in done.stdout
     assert "32x24 at 2/s" in done.stdout
     assert "for frame rings" in done.stdout

@@ -71,6 +71,12 @@ WHOLE = {
     BELT + MAIN + "score = 1.5": ", line 5: groups.main.score = 1.5: expected float <= 1.0",
     BELT + MAIN + "modle = 1": ", line 5: groups.main.modle = 1: expected a known key: "
     "did you mean model?",
+    BELT + MAIN + '[updates]\nurl = "http://x"': ', line 6: updates.url = "http://x": expected a '
+    "root beside it: whom to trust",
+    BELT + MAIN + '[updates]\nchannel = "../x"': ', line 6: updates.channel = "../x": expected a '
+    "name of a-z",
+    BELT + MAIN + '[updates]\nactivate = ["6-7"]': ', line 6: updates.activate = "6-7": expected '
+    'times of day such as "22:00-05:30"',
     "": ": has no [cameras.NAME] table; at least one is needed",
     MAIN: ": has no [cameras.NAME] table; at least one is needed",
     BELT: ": has no [groups.NAME] table; at least one is needed",
