@@ -22,8 +22,11 @@ from services.updater.sources import open_source
 from services.updater.trust import Target, Trust
 
 
-def check(settings: Config, paths: Paths, place: str) -> Checked:
+def check(settings: Config, paths: Paths, place: str, problems: list[str]) -> Checked:
     """
+    Args:
+        problems: what was found damaged here, and mended, is added.
+
     Raises:
         UpdateError, ConfigError, StorageError, LockedError: nothing is known.
     """
@@ -38,6 +41,7 @@ def check(settings: Config, paths: Paths, place: str) -> Checked:
     ca = settings.resolve(updates.ca) if updates.ca else None
     source = open_source(place, ca=ca, stall_s=updates.stall_s)
     with Trust(paths.updates, root, source) as trust:
+        problems += trust.problems
         trust.refresh()
         channel = trust.channel(updates.channel)
         answers = {}
@@ -127,9 +131,9 @@ def _target(trust: Trust, bundle: str, release: int, profile: str) -> tuple[Targ
 
 
 def run(settings: Config, paths: Paths, place: str = "") -> tuple[Outcome, str]:
-    outcome = Outcome.DONE
+    outcome, problems = Outcome.DONE, list[str]()
     try:
-        checked = check(settings, paths, place or settings.updates.url or "")
+        checked = check(settings, paths, place or settings.updates.url or "", problems)
     except FetchError as error:
         outcome = Outcome.LATER
         checked = Checked(error=str(error), status=error.status, wait_s=error.wait_s)
@@ -137,6 +141,7 @@ def run(settings: Config, paths: Paths, place: str = "") -> tuple[Outcome, str]:
         checked, outcome = Checked(error=str(error)), Outcome.LATER
     except (UpdateError, ConfigError) as error:
         checked, outcome = Checked(error=str(error)), Outcome.REFUSED
+    checked = msgspec.structs.replace(checked, problems=tuple(problems))
     return outcome, msgspec.json.encode(checked).decode()
 
 

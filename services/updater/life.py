@@ -74,6 +74,7 @@ class Checked(msgspec.Struct, frozen=True):
     error: str = ""
     status: int = 0  # of an HTTP answer that was an error
     wait_s: float = 0.0  # how long the server asks to be left alone
+    problems: tuple[str, ...] = ()  # what was damaged here
 
 
 class Fetched(msgspec.Struct, frozen=True):

@@ -97,6 +97,8 @@ class Signed:
             checked = msgspec.json.decode(said, type=Checked)
         except msgspec.MsgspecError:
             checked = Checked(error=said)
+        for problem in checked.problems:
+            self._service.event("update.damaged", Severity.ERROR, problem)
         if not place:
             self._plan(checked)
         if checked.error and checked.error != self._error:

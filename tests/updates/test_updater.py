@@ -166,13 +166,15 @@ def test_notes_that_are_damaged(stage: Stage) -> None:
     stage.server.faults["targets/bundles/*"] = Fault(status=503)
     device.check()
     device.stop()
-    for name in ("txn-main.json", "budget.json", "history.json"):
-        (device.paths.updates / name).write_bytes(b'{"update": 7')
+    for name in ("txn-main", "budget", "history", "floors", "floors.copy"):
+        (device.paths.updates / f"{name}.json").write_bytes(b'{"update": 7')
     stage.server.faults.clear()
     device.start()
     assert device.check().begun == {"main": stage.first}
     device.until_step("activate", slot=stage.first)
-    assert device.events("update.damaged")
+    told = [event["text"] for event in device.events("update.damaged")]
+    assert any("txn-main.json" in text for text in told)
+    assert any("floors.json" in text for text in told)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to mount a small disk")
