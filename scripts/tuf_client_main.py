@@ -43,12 +43,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--metadata-url")
     parser.add_argument("--target-name", action="append", default=[])
     parser.add_argument("--target-base-url")
-    parser.add_argument("--target-dir", type=Path)
+    parser.add_argument("--target-dir", type=Path, default=Path())
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("init").add_argument("root", type=Path)
-    commands.add_parser("refresh")
-    commands.add_parser("download")
-    return parser.parse_args()
+    needed = {"refresh": ["metadata_url"], "download": ["metadata_url", "target_base_url"]}
+    for command in needed:
+        commands.add_parser(command)
+    args = parser.parse_args()
+    if missing := [one for one in needed.get(args.command, ()) if getattr(args, one) is None]:
+        parser.error(f"{args.command} needs {', '.join(missing)}")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
