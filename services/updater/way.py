@@ -26,6 +26,7 @@ LEAST_S = 30.0  # between two tries, at first
 INSTALLS = 3  # an install that is killed is not the bundle's fault at once
 CLOCK_S = 120.0  # that a clock may be behind the last signed time, and still be right
 DAY_S = 86_400.0
+AGE_S = 60.0  # between two looks at the model's age
 
 _ENDED = (Step.GOOD, Step.BAD)
 
@@ -41,7 +42,9 @@ class Way:
         if problem:
             service.event("update.damaged", Severity.ERROR, problem)
         self._reason = ""  # of the last check: why not more
-        self._level = ""  # of the live model's age
+        self._age_s: float | None = None  # of the live model
+        self._level = ""  # of that
+        self._aged = 0.0  # when that was looked at
         self._begin(since=0.0)
 
     def _begin(self, since: float | None = None) -> None:
@@ -191,7 +194,7 @@ class Way:
 
     def observe(self, record: Record) -> None:
         """Tell what became of it since it was installed."""
-        self._tell_age(record)
+        self._age(record)
         update = self.noted.update
         if update is None:
             return
@@ -243,32 +246,30 @@ class Way:
         data = {key: str(value) for key, value in msgspec.structs.asdict(entry).items()}
         self._service.event(f"update.{step}", severity, text, **data)
 
-    def _age_s(self, record: Record) -> float | None:
-        """Since the known-good model was published; the factory's is as old as the build."""
+    def _age(self, record: Record) -> None:
+        """How old the live model is, since it was published, by trusted time; the factory's is as
+        old as the build. Told once a level."""
+        if time.monotonic() < self._aged + AGE_S and self._aged:
+            return
+        self._aged = time.monotonic()
         published_s = self.noted.published_s.get(record.known_good)
         if record.known_good == slots.FACTORY:
             published_s = floors.build_time_s()
-        return None if published_s is None else floors.trusted_now(self._folder) - published_s
-
-    def _tell_age(self, record: Record) -> None:
-        """Once a level."""
-        age_s, level = self._age_s(record), ""
+        now_s = floors.trusted_now(self._folder)
+        self._age_s = None if published_s is None else now_s - published_s
+        level = ""
         limits = {"warning": self._settings.warn_days, "critical": self._settings.escalate_days}
         for name, days in limits.items():
-            if days is not None and age_s is not None and age_s > days * DAY_S:
+            if days is not None and (self._age_s or 0.0) > days * DAY_S:
                 level = name
         if level and level != self._level:
-            assert age_s is not None
-            text = f"group {self.group}: its model was published {age_s / DAY_S:.0f} days ago"
+            old = (self._age_s or 0.0) / DAY_S
+            text = f"group {self.group}: its model was published {old:.0f} days ago"
             self._service.event("model.old", Severity(level), text, group=self.group)
         self._level = level
 
     def report(self) -> GroupReport:
-        age_s = self._age_s(self._candidate.store.read())
-        report = GroupReport(
-            reason=self._reason, age_level=self._level,
-            age_s=None if age_s is None else age_s // 60 * 60,  # seldom another
-        )  # fmt: skip
+        report = GroupReport(reason=self._reason, age_level=self._level, age_s=self._age_s)
         update = self.noted.update
         if update is None:
             return report
