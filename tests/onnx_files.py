@@ -51,3 +51,23 @@ def classifier(path: Path, classes: int = 3, weight: float = 1, **changes: Any) 
         ("Softmax", ["logits"], ["y"], {}),
     ]
     return save(path, nodes, (1, classes), constants={"w": weights}, **changes)
+
+
+def manifest(name: str, version: str, release: int, more: str = "") -> str:
+    """Of a bundle with a classifier as `m.onnx`; `more` goes before the tables."""
+    return f"""\
+name = "{name}"
+version = "{version}"
+release = {release}
+task = "classification"
+{more}
+[[variants]]
+runtime = "onnxruntime"
+file = "m.onnx"
+[input]
+resize = "stretch"
+colour = "rgb"
+scale = 255
+[decoder]
+kind = "classification"
+"""

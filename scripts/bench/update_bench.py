@@ -35,7 +35,7 @@ from scripts.bench.takeover_bench import lost
 from tests import onnx_files
 from tests.servers.updates import Fault
 from tests.updates.attacks import ATTACKS, Stage, staged
-from tests.updates.device import MANIFEST, Device
+from tests.updates.device import Device
 
 CONFIG = f"""
 [cameras.belt]
@@ -81,7 +81,7 @@ def offer(stage: Stage, release: int, megabytes: float) -> int:
     model.graph.initializer.append(numpy_helper.from_array(weights, "unused"))
     onnx.save(model, str(source / "m.onnx"))
     del model, weights
-    manifest = MANIFEST.replace("NAME", "parts").replace("RELEASE", str(release))
+    manifest = onnx_files.manifest("parts", f"1.{release}", release)
     (source / "manifest.toml").write_text(manifest)
     tar = source.with_suffix(".tar")
     pack(source, tar)

@@ -43,21 +43,7 @@ latency_ratio = 1.5
 [updates]
 unsigned = true
 """
-MANIFEST = """\
-name = "colours"
-version = "2.1"
-release = 7
-task = "classification"
-[[variants]]
-runtime = "onnxruntime"
-file = "m.onnx"
-[input]
-resize = "stretch"
-colour = "rgb"
-scale = 255
-[decoder]
-kind = "classification"
-"""
+MANIFEST = onnx_files.manifest("colours", "2.1", 7)
 LIMITS = "[limits]\nagreement = 0.8\nlatency_p99_ms = 10\n"
 
 

@@ -20,22 +20,7 @@ from common.paths import PROJECT
 from services.capture.scene import Scene
 from tests import onnx_files
 
-CLASSIFIER = """\
-name = "colours"
-version = "1"
-release = 1
-task = "classification"
-[[variants]]
-runtime = "onnxruntime"
-file = "m.onnx"
-[input]
-resize = "stretch"
-colour = "rgb"
-scale = 255
-[decoder]
-kind = "classification"
-labels = "labels.txt"
-"""
+CLASSIFIER = onnx_files.manifest("colours", "1", 1) + 'labels = "labels.txt"\n'
 
 
 def write_samples(bundle: Path, answers: Any) -> None:

@@ -21,21 +21,6 @@ from scripts.repository import Repository
 from tests import onnx_files
 from tests.support import until
 
-MANIFEST = """\
-name = "NAME"
-version = "1.RELEASE"
-release = RELEASE
-task = "classification"
-[[variants]]
-runtime = "onnxruntime"
-file = "m.onnx"
-[input]
-resize = "stretch"
-colour = "rgb"
-scale = 255
-[decoder]
-kind = "classification"
-"""
 CONFIG = """
 [cameras.belt]
 source = "virtual"
@@ -54,7 +39,7 @@ def bundle(folder: Path, release: int, name: str = "parts", more: str = "") -> P
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
     onnx_files.classifier(source / "m.onnx", weight=release)
-    manifest = more + MANIFEST.replace("NAME", name).replace("RELEASE", str(release))
+    manifest = onnx_files.manifest(name, f"1.{release}", release, more)
     (source / "manifest.toml").write_text(manifest)
     pack(source, source.with_suffix(".tar"))
     return source.with_suffix(".tar")

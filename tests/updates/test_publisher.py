@@ -28,23 +28,6 @@ from scripts.signers import LIST
 from services.updater.channel import Channel, Choice, Offer, parse
 from tests import onnx_files
 
-MANIFEST = """\
-name = "{name}"
-version = "1.{release}"
-release = {release}
-profile = "{profile}"
-task = "classification"
-[[variants]]
-runtime = "onnxruntime"
-file = "m.onnx"
-[input]
-resize = "stretch"
-colour = "rgb"
-scale = 255
-[decoder]
-kind = "classification"
-"""
-
 
 class Files(FetcherInterface):
     def __init__(self, folder: Path) -> None:
@@ -110,7 +93,8 @@ class World:
         folder.mkdir()
         shutil.copy(model(self.folder), folder)
         (folder / "note").write_text(f"{folder.name}")
-        manifest = MANIFEST.format(name=name, release=release, profile=profile)
+        more = f'profile = "{profile}"'
+        manifest = onnx_files.manifest(name, f"1.{release}", release, more)
         (folder / "manifest.toml").write_text(manifest)
         pack(folder, folder.with_suffix(".tar"))
         return folder.with_suffix(".tar")
