@@ -87,7 +87,11 @@ class Way:
         """
         self._reason = answer.reason
         self._leave(answer)
-        record, now, found = self._candidate.store.read(), self.noted.update, answer.update
+        record, found = self._candidate.store.read(), answer.update
+        self.observe(record)  # what was judged meanwhile is told before it is forgotten
+        now = self.noted.update
+        if found and record.state(found.slot) in (SlotState.GOOD, SlotState.BAD):
+            return  # judged since it was found
         if now and record.txn.slot == now.slot and record.txn.phase is not Phase.NONE:
             return  # it is judged first
         if now and found and now.slot == found.slot:
@@ -118,7 +122,11 @@ class Way:
             why = answer.withdrawn.get(now.txn.slot)
             if now.txn.phase is not Phase.NONE and why is not None:
                 now = slots.roll_back(now, f"withdrawn: {why}")
-            elif answer.back and now.chain(after=now.known_good) == answer.back:
+            elif (
+                answer.back
+                and now.txn.phase is Phase.NONE  # else it goes back already, or something is tested
+                and now.chain(after=now.known_good) == answer.back
+            ):
                 now = slots.roll_back(now, "withdrawn")
             for name in answer.withdrawn:
                 if now.state(name) is SlotState.INSTALLED:

@@ -1,0 +1,69 @@
+"""An update's way when things happen in an odd order: withdrawn, judged, rolled back, looked for
+again in between."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.states import Phase, SlotState
+from tests.updates.attacks import Stage, staged
+from tests.updates.desk import Desk
+from tests.updates.device import publish
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with staged(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture
+def desk(stage: Stage) -> Iterator[Desk]:
+    """Release 1 is known good there."""
+    one = Desk(stage.folder / "desk", stage.repository.anchor, stage.server.url)
+    one.work()
+    one.judge()
+    one.turn()
+    assert one.told("update.good")
+    yield one
+    one.close()
+
+
+def test_going_back_is_not_cut_short_by_the_next_check(stage: Stage, desk: Desk) -> None:
+    """A withdrawn release is left for the one before, however often is asked meanwhile."""
+    publish(stage.repository, stage.scratch, 2)
+    desk.work()
+    desk.judge()
+    stage.repository.withdraw("stable", "parts", 2, "misses cracks", fallback=1)
+    for phase in (Phase.REQUESTED, Phase.SOAK):
+        desk.work()
+        assert desk.judge(phase).txn.phase is phase
+        desk.work()
+        assert desk.store.read().txn.phase is phase
+    assert desk.judge().known_good == stage.first
+
+
+@pytest.mark.parametrize("phase", [Phase.PROVING, Phase.SOAK])
+def test_a_release_withdrawn_under_test_is_told_to_be_bad(
+    stage: Stage, desk: Desk, phase: Phase
+) -> None:
+    slot = publish(stage.repository, stage.scratch, 2)
+    desk.work()
+    desk.judge(phase)
+    stage.repository.withdraw("stable", "parts", 2, "misses cracks", fallback=1)
+    desk.work()
+    assert desk.store.read().state(slot) is SlotState.BAD
+    last = desk.history[-1]
+    assert (last.step, last.outcome, last.slot) == ("bad", "failed", slot)
+    assert last.reason == "withdrawn: misses cracks"
+
+
+def test_a_verdict_between_two_turns_is_told(stage: Stage, desk: Desk) -> None:
+    """Good, while a check finds that there is something newer already."""
+    second = publish(stage.repository, stage.scratch, 2)
+    desk.work()
+    publish(stage.repository, stage.scratch, 3)
+    desk.judge()
+    desk.work()
+    assert [one.slot for one in desk.history if one.step == "good"] == [stage.first, second]
