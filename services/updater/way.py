@@ -28,8 +28,6 @@ CLOCK_S = 120.0  # that a clock may be behind the last signed time, and still be
 DAY_S = 86_400.0
 AGE_S = 60.0  # between two looks at the model's age
 
-_ENDED = (Step.GOOD, Step.BAD)
-
 
 class Way:
     def __init__(self, service: Service, candidate: Candidate, child: type[Child]) -> None:
@@ -50,7 +48,7 @@ class Way:
     def _begin(self, since: float | None = None) -> None:
         """A new step: nothing is known against it."""
         self._since = time.monotonic() if since is None else since
-        self._retry, self._tries, self._waits, self._told = 0.0, 0, "", ""
+        self._retry, self._tries, self._waits, self._told, self._ended = 0.0, 0, "", "", ""
 
     def _note(self, noted: Noted) -> None:
         life.save(self._file, noted)
@@ -180,11 +178,7 @@ class Way:
         elif outcome is Outcome.DONE:
             self._go_on(update, Step.ACTIVATE)
         else:
-            refused = self.noted.refused | {update.slot: said}
-            self._note(Noted(None, refused, self.noted.published_s))
-            self._tell(update, "failed", said)
-            self._tell(update, "failed", said, step=Step.BAD)
-            self._begin()
+            self._end(update, Step.BAD, said, self.noted.refused | {update.slot: said})
 
     def _go_on(self, update: Update, step: Step) -> None:
         self._note(self._at(msgspec.structs.replace(update, step=step)))
@@ -211,15 +205,23 @@ class Way:
             self._waits = "its turn" if self.may_activate else "an activation window"
         if step is update.step:
             return
-        self._note(self._at(None if step in _ENDED else msgspec.structs.replace(update, step=step)))
-        if step is Step.BAD:
-            self._tell(update, "failed", reason)
-            self._tell(update, "failed", reason, step=step)
-        else:
-            for passed in _between(update.step, step):
-                self._tell(update, "ok", step=passed)
-            if step is Step.GOOD:
-                self._tell(update, "ok", step=step)
+        if step in (Step.GOOD, Step.BAD):
+            self._end(update, step, reason, self.noted.refused)
+            return
+        self._note(self._at(msgspec.structs.replace(update, step=step)))
+        self._tell_passed(update, step)
+        self._begin()
+
+    def _end(self, update: Update, step: Step, reason: str, refused: dict[str, str]) -> None:
+        """Tell what it came to, and then forget it: a kill in between has it told once more."""
+        if self._ended != update.slot:  # else the disk refused to forget it
+            self._ended = update.slot
+            if step is Step.BAD:
+                self._tell(update, "failed", reason)
+            else:
+                self._tell_passed(update, step)
+            self._tell(update, "failed" if step is Step.BAD else "ok", reason, step=step)
+        self._note(Noted(None, refused, self.noted.published_s))
         self._begin()
 
     # -- windows -----------------------------------------------------------------------------
@@ -237,6 +239,12 @@ class Way:
         return now_s >= floors.trusted_now(self._folder) - CLOCK_S and within(windows, now_s)
 
     # -- telling -----------------------------------------------------------------------------
+
+    def _tell_passed(self, update: Update, step: Step) -> None:
+        """The steps before this one, the one that was noted first."""
+        order = list(Step)
+        for passed in order[order.index(update.step) : order.index(step)]:
+            self._tell(update, "ok", step=passed)
 
     def _tell(self, update: Update, outcome: str, reason: str = "", step: str = "") -> None:
         """A status event, kept on disk until it is among the oldest."""
@@ -286,9 +294,3 @@ class Way:
             report, title=update.title, step=update.step, waits=self._waits,
             length=update.length, have=file.stat().st_size if file.exists() else 0,
         )  # fmt: skip
-
-
-def _between(was: Step, now: Step) -> list[Step]:
-    """The steps that were passed, the one it was in first."""
-    order = list(Step)
-    return order[order.index(was) : order.index(now)]

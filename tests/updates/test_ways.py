@@ -1,11 +1,14 @@
 """An update's way when things happen in an odd order: withdrawn, judged, rolled back, looked for
 again in between."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from common import durable
 from common.states import Phase, SlotState
 from tests.updates.attacks import Stage, staged
 from tests.updates.desk import Desk
@@ -67,3 +70,48 @@ def test_a_verdict_between_two_turns_is_told(stage: Stage, desk: Desk) -> None:
     desk.judge()
     desk.work()
     assert [one.slot for one in desk.history if one.step == "good"] == [stage.first, second]
+
+
+def test_killed_after_any_write(stage: Stage, desk: Desk) -> None:
+    """It goes on, and whatever became of the release is told: perhaps twice."""
+    killed, release = True, 1
+    while killed:
+        release += 1
+        slot = publish(stage.repository, stage.scratch, release)
+        killed = _killed(desk, writes=release - 1)
+        desk.begin()
+        desk.work()
+        desk.judge()
+        desk.turn()
+        assert desk.store.read().known_good == slot
+        told = [one.step for one in desk.history if one.slot == slot]
+        assert 1 <= told.count("good") <= 2, (release, told)
+        assert "bad" not in told
+    assert release > 10
+
+
+def _killed(desk: Desk, writes: int) -> bool:
+    """Whether the whole way of a release has more writes of ours than these, after which it is
+    killed."""
+    pid = os.fork()
+    if pid:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, -signal.SIGKILL)
+        return status != 0
+    write = durable.write
+
+    def last(path: Path, content: bytes, mode: int = 0o640) -> None:
+        nonlocal writes
+        write(path, content, mode)
+        writes -= path.name in ("txn-main.json", "history.json", "state.0", "state.1")
+        if writes == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    durable.write = last
+    try:
+        desk.work()
+        desk.judge()
+        desk.turn()
+        os._exit(0)
+    finally:
+        os._exit(1)
