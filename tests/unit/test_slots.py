@@ -77,6 +77,7 @@ ALLOWED: dict[str, tuple[Callable[[Record], Record], str]] = {
         lambda r: slots.activate(r, NEW),
         "base, one lane",
     ),
+    "discard": (lambda r: slots.discard(r, NEW), "base, going back, one lane"),
     "request": (slots.request, "proving, loaded"),
     "hand_over": (slots.hand_over, "requested, going back"),
     "abandon": (lambda r: slots.abandon(r, "too late"), "proving, loaded, requested, going back"),
@@ -279,6 +280,13 @@ def test_with_one_lane_the_candidate_starts_in_soak() -> None:
     assert (gone.live, gone.epoch, gone.lanes["a"].slot) == ("a", 12, GOOD)
     for record in (started, good, gone):
         check(record)
+
+
+def test_discard_forgets_what_was_never_tested() -> None:
+    after = slots.discard(base(), NEW)
+    assert NEW not in after.slots
+    assert NEW not in after.references
+    assert slots.install(after, NEW, INSTALLED) == base()
 
 
 def test_hand_over() -> None:
