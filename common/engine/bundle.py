@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from common.digest import digest
+from common.engine.decoders import DECODERS, Task
 from common.engine.facts import Facts, read_facts, read_labels
 from common.engine.preprocess import Colour, Resize
 from common.engine.runtimes import RUNTIMES
@@ -71,12 +72,16 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the outputs are read."""
 
-    kind: Literal["classification", "ssd", "yolox", "yolov8"] | None = None
+    kind: str | None = None
     labels: str | None = None  # file beside the manifest
     activation: Literal["none", "softmax", "sigmoid"] | None = None  # still to be applied
     score: Share | None = None  # report nothing below; default 0.4, classification 0
     iou: Share = 0.45  # overlap at which the weaker of two boxes of a class goes
     max_items: Positive | None = None  # default 100, classification 5
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in DECODERS:
+            raise ValueError(f"kind = {self.kind!r}: expected one of {', '.join(DECODERS)}")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,7 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     version: str
     release: Annotated[int, Meta(ge=0)]
     variants: Annotated[list[Variant], Meta(min_length=1)]  # in order of preference
-    task: Literal["classification", "detection"] | None = None
+    task: Task | None = None
     input: Input = Input()
     decoder: Decoder = Decoder()
     limits: Limits = Limits()

@@ -153,7 +153,7 @@ class Model:
             release=manifest.release,
             slot=bundle.sha256[:12],
             runtime=engine.name,
-            task="classification" if classifies else "detection",
+            task=decoders.DECODERS[kind].task,
             labels=labels,
             input=spec,
             accelerator=Path(variant.delegate or "").name,

@@ -39,7 +39,7 @@ def resolve(manifest: Manifest, facts: Facts, tensor: Tensor, where: str) -> tup
         )
     if missing or kind is None or colour is None or resize is None:
         raise ModelError(f"{where}: the file doesn't say " + "; nor ".join(missing))
-    task = "classification" if kind == "classification" else "detection"
+    task = DECODERS[kind].task
     if manifest.task not in (None, task):
         raise ModelError(
             f"{where}: decoder {kind} does {task}, but the manifest's task is {manifest.task}"

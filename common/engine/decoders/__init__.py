@@ -6,7 +6,7 @@ To add one: a module with `build(outputs, settings) -> Decode`, and a row here.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,20 @@ Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
 Decode = Callable[[Sequence[Array], Geometry], list[Item]]
 
+Task = Literal["classification", "detection", "anomaly"]
+
+
+@dataclass(frozen=True)
+class Row:
+    module: str
+    task: Task = "detection"
+
+
 DECODERS = {
-    "classification": "common.engine.decoders.classification",
-    "ssd": "common.engine.decoders.ssd",
-    "yolox": "common.engine.decoders.yolox",
-    "yolov8": "common.engine.decoders.yolov8",
+    "classification": Row("common.engine.decoders.classification", "classification"),
+    "ssd": Row("common.engine.decoders.ssd"),
+    "yolox": Row("common.engine.decoders.yolox"),
+    "yolov8": Row("common.engine.decoders.yolov8"),
 }
 
 
@@ -70,7 +79,7 @@ def build(kind: str, outputs: Sequence[Tensor], settings: Settings) -> Decode:
         ModelError: the outputs are not laid out as that decoder knows them, or there is not a
             label for each class.
     """
-    return cast(_Module, importlib.import_module(DECODERS[kind])).build(outputs, settings)
+    return cast(_Module, importlib.import_module(DECODERS[kind].module)).build(outputs, settings)
 
 
 def refuse(kind: str, outputs: Sequence[Tensor], settings: Settings, expected: str) -> ModelError:
