@@ -155,7 +155,7 @@ def _variants(model: Path) -> list[dict[str, str]]:
     found = [
         {"runtime": runtime, "file": model.name}
         for runtime, row in RUNTIMES.items()
-        if model.suffix == f".{row.format}"
+        if model.suffix[1:] in row.formats
     ]
     if not found:
         raise ModelError(f"{model}: expected a .onnx or .tflite file, or a bundle folder")

@@ -31,7 +31,8 @@ Channels = float | Annotated[list[float], Meta(min_length=1, max_length=3)]
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model file and the runtime that runs it, on an accelerator where it names one's library.
+    """A model file and the runtime that runs it, on an accelerator where it names one: a device of
+    the runtime's own, or the library of one.
 
     The library is the system's, never the bundle's: a name for the dynamic linker, such as
     "libedgetpu.so.1", or an absolute path.
@@ -40,21 +41,33 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     runtime: str
     file: str
     delegate: str | None = None
+    device: str | None = None  # None: the CPU, or the only one that the runtime has
     exclusive: bool = False  # only one process at a time can use the accelerator
 
     def __post_init__(self) -> None:
-        if self.delegate is None:
-            if self.exclusive:
-                raise ValueError("`exclusive` is for an accelerator; expected a `delegate` too")
-            return
         row = RUNTIMES.get(self.runtime)
-        if row is not None and not row.delegates:
-            raise ValueError(f"runtime {self.runtime} takes no delegate")
-        if not self.delegate or ("/" in self.delegate and not self.delegate.startswith("/")):
+        if row is not None and self.device not in (None, *row.devices):
+            known = ", ".join(row.devices) or "none"
             raise ValueError(
-                f"delegate = {self.delegate!r}: expected the name of a system library, or an "
-                "absolute path"
+                f"runtime {self.runtime} has no device {self.device!r}; expected {known}"
             )
+        if self.delegate is not None:
+            if row is not None and not row.delegates:
+                raise ValueError(f"runtime {self.runtime} takes no delegate")
+            if not self.delegate or ("/" in self.delegate and not self.delegate.startswith("/")):
+                raise ValueError(
+                    f"delegate = {self.delegate!r}: expected the name of a system library, or an "
+                    "absolute path"
+                )
+        if self.exclusive and not self.accelerator:
+            raise ValueError("`exclusive` is for an accelerator; expected a `delegate` or `device`")
+
+    @property
+    def accelerator(self) -> str:
+        """Its device, or its library's name; "" for the CPU."""
+        if self.delegate is not None:
+            return Path(self.delegate).name
+        return "" if self.device in (None, "CPU") else str(self.device)
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,7 +181,7 @@ def open_bundle(path: Path, **overrides: Any) -> Bundle:
 
 def _implicit(path: Path) -> dict[str, Any]:
     """The manifest of a bare file."""
-    runtimes = [name for name, row in RUNTIMES.items() if path.suffix == f".{row.format}"]
+    runtimes = [name for name, row in RUNTIMES.items() if path.suffix[1:] in row.formats]
     if not path.exists() or not runtimes:
         read_facts(path)  # says what is wrong
     variants = [{"runtime": runtime, "file": path.name} for runtime in runtimes]
@@ -216,9 +229,10 @@ def _check_runtime(variant: Variant, file: Path, where: Path) -> None:
         raise ModelError(
             f"{where}: variants.runtime = {variant.runtime!r}: expected one of {known}"
         )
-    if file.suffix != f".{row.format}":
+    if file.suffix[1:] not in row.formats:
+        known = " and ".join(f".{suffix}" for suffix in row.formats)
         raise ModelError(
-            f"{where}: runtime {variant.runtime} reads .{row.format} files, not {file.name!r}"
+            f"{where}: runtime {variant.runtime} reads {known} files, not {file.name!r}"
         )
 
 

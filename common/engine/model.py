@@ -38,7 +38,7 @@ class Model:
     task: str
     labels: tuple[str, ...] | None
     input: InputSpec
-    accelerator: str  # its library's name, "" on the CPU
+    accelerator: str  # its device or library's name, "" on the CPU
     exclusive: bool  # no other process can use that accelerator meanwhile
     _runtime: Runtime
     _prepare: Preprocessor
@@ -81,7 +81,7 @@ class Model:
         ):
             if runtime not in (None, variant.runtime):
                 continue
-            if accelerator not in (None, variant.delegate is not None):
+            if accelerator not in (None, bool(variant.accelerator)):
                 continue
             try:
                 model = cls._load(bundle, variant, path, facts, options or Options(), lock_folder)
@@ -113,7 +113,7 @@ class Model:
         with ExitStack() as opened:  # closed again unless all goes well
             if variant.exclusive and lock_folder is not None:
                 opened.callback(os.close, _lock(lock_folder, variant))
-            options = replace(options, delegate=variant.delegate)
+            options = replace(options, delegate=variant.delegate, device=variant.device)
             engine = runtimes.load(variant.runtime, path, options)
             opened.callback(engine.close)
             model = cls._assemble(bundle, variant, path, facts, engine)
@@ -156,7 +156,7 @@ class Model:
             task=decoders.DECODERS[kind].task,
             labels=labels,
             input=spec,
-            accelerator=Path(variant.delegate or "").name,
+            accelerator=variant.accelerator,
             exclusive=variant.exclusive,
             _runtime=engine,
             _prepare=Preprocessor(spec, buffers),
@@ -220,7 +220,7 @@ def _lock(folder: Path, variant: Variant) -> int:
     Raises:
         AcceleratorBusyError: another has it.
     """
-    name = Path(variant.delegate or "").name
+    name = variant.accelerator
     lock = os.open(folder / f"accelerator-{name}.lock", os.O_RDWR | os.O_CREAT, 0o660)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -102,7 +102,7 @@ class Engines:
         accelerated = [
             variant
             for variant in bundle.manifest.variants
-            if variant.delegate is not None and runtime in (None, variant.runtime)
+            if variant.accelerator and runtime in (None, variant.runtime)
         ]
         self._accelerated = bool(accelerated)
         self.exclusive = any(variant.exclusive for variant in accelerated)

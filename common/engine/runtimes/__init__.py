@@ -65,19 +65,30 @@ class Options:
     spinning: bool = False  # threads burn CPU between runs instead of sleeping (ONNX Runtime)
     memory_arena: bool = True  # memory in one arena: less of it, and faster (ONNX Runtime)
     delegate: str | None = None  # the variant's: library of the accelerator to run on (LiteRT)
+    device: str | None = None  # the variant's: which of the runtime's devices to run on
 
 
 @dataclass(frozen=True)
 class Row:
     module: str
-    format: str  # of the files it reads, as in `facts`
+    formats: tuple[str, ...]  # suffixes of the files it reads
+    extra: str  # of pyproject.toml, which installs it
+    packages: tuple[str, ...]  # distributions that it comes in, any of them
     delegates: bool = False  # whether it can load an accelerator's library
+    devices: tuple[str, ...] = ()  # what a variant's `device` may be
 
 
 RUNTIMES = {
-    "litert": Row("common.engine.runtimes.litert", "tflite", delegates=True),
-    "onnxruntime": Row("common.engine.runtimes.ort", "onnx"),
-}
+    "litert": Row(
+        "common.engine.runtimes.litert", ("tflite",), "litert",
+        ("ai-edge-litert", "tflite-runtime"), delegates=True,
+    ),
+    "onnxruntime": Row(
+        "common.engine.runtimes.ort", ("onnx",), "onnx",
+        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
+        devices=("cuda", "tensorrt", "openvino"),
+    ),
+}  # fmt: skip
 
 
 def load(runtime: str, path: Path, options: Options) -> Runtime:
@@ -93,6 +104,6 @@ def load(runtime: str, path: Path, options: Options) -> Runtime:
     except ImportError as error:
         raise CannotRunError(
             f"{path.name}: runtime {runtime} is not installed ({error}); "
-            f"install the extra `{RUNTIMES[runtime].format.replace('tflite', 'litert')}`"
+            f"install the extra `{RUNTIMES[runtime].extra}`"
         ) from error
     return module.load(path, options)
