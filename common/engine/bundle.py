@@ -17,7 +17,7 @@ from common.digest import digest
 from common.engine.decoders import DECODERS, Task
 from common.engine.facts import Facts, read_facts, read_labels
 from common.engine.preprocess import Colour, Resize
-from common.engine.runtimes import RUNTIMES
+from common.engine.runtimes import RUNTIMES, Constants
 from common.errors import ModelError
 
 MANIFEST = "manifest.toml"
@@ -80,6 +80,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     scale: Channels | None = None  # divides: 255 brings pixels to 0..1
     layout: Literal["nchw", "nhwc"] | None = None
     size: tuple[Positive, Positive] | None = None  # height, width, where the model leaves it open
+    constants: Constants = {}  # what other inputs hold: a number that fills one, or all its values
 
 
 class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

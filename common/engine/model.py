@@ -113,7 +113,12 @@ class Model:
         with ExitStack() as opened:  # closed again unless all goes well
             if variant.exclusive and lock_folder is not None:
                 opened.callback(os.close, _lock(lock_folder, variant))
-            options = replace(options, delegate=variant.delegate, device=variant.device)
+            options = replace(
+                options,
+                delegate=variant.delegate,
+                device=variant.device,
+                constants=bundle.manifest.input.constants,
+            )
             engine = runtimes.load(variant.runtime, path, options)
             opened.callback(engine.close)
             model = cls._assemble(bundle, variant, path, facts, engine)

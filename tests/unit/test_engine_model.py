@@ -14,7 +14,7 @@ from common.engine import runtimes
 from common.engine.bundle import open_bundle
 from common.engine.model import Model
 from common.engine.runtimes import Options
-from common.errors import EngineError
+from common.errors import EngineError, ModelError
 from tests import onnx_files
 
 FILES = [
@@ -167,3 +167,57 @@ def test_warm_up_goes_through_all_steps_and_both_buffers(tmp_path: Path) -> None
     )
     with pytest.raises(EngineError, match="the frame was not judged"):
         model.warm_up(1)
+
+
+def two_inputs(path: Path) -> Path:
+    """Mean of each channel times `factor` [1, 3], plus a state [batch, 3] that grows with it."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    def info(name: str, *shape: int | str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("Mul", ["flat", "factor"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "state"], ["next"]),
+        helper.make_node("Identity", ["next"], ["scores"]),
+    ]
+    inputs = [info("factor", 1, 3), info("x", 1, 3, 4, 4), info("state", "batch", 3)]
+    outputs = [info("next", 1, 3), info("scores", 1, 3)]
+    graph = helper.make_graph(nodes, "made", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, str(path))
+    return path
+
+
+CONSTANTS: runtimes.Constants = {"factor": [1.0, 0.5, 0.25], "state": 0.0}
+
+
+def test_inputs_beside_the_picture_hold_constants_and_a_state_begins_anew(tmp_path: Path) -> None:
+    path = two_inputs(tmp_path / "m.onnx")
+    engine = runtimes.load("onnxruntime", path, Options(constants=CONSTANTS))
+    assert engine.input.name == "x"
+    buffers = engine.allocate((1, 3, 4, 4))
+    for value in (1, 2, 2):
+        buffers[0][...] = value
+        wanted = [[value, value / 2, value / 4]]
+        assert [values.tolist() for values in engine.infer(0)] == [wanted, wanted]
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("constants", "says"),
+    [
+        ({}, r"has 3 inputs \(factor, x, state\); expected one, the picture's; give what each oth"),
+        ({"state": 0.0}, r"has 2 inputs \(factor, x\); expected one"),
+        (CONSTANTS | {"x": 0.0}, r"has 0 inputs \(\); expected one, the picture's"),
+        (CONSTANTS | {"y": 0.0}, "has the inputs factor, x, state, but `constants` has .*, y"),
+        (CONSTANTS | {"factor": [1.0]}, r"constant for input factor \[1, 3\] float32: cannot resh"),
+    ],
+)
+def test_constants_that_do_not_fit(tmp_path: Path, constants: Any, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        Model.load(open_bundle(two_inputs(tmp_path / "m.onnx"), constants=constants))

@@ -5,7 +5,7 @@ To add one: a module with `load(path, options) -> Runtime`, and a row here.
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -17,6 +17,7 @@ from common.errors import ModelError
 
 BUFFERS = 2  # one is prepared while the other is inferred
 Array = NDArray[np.generic]
+Constants = dict[str, float | list[float]]  # of inputs beside the picture, by name
 
 
 class CannotRunError(ModelError):
@@ -66,6 +67,7 @@ class Options:
     memory_arena: bool = True  # memory in one arena: less of it, and faster (ONNX Runtime)
     delegate: str | None = None  # the variant's: library of the accelerator to run on (LiteRT)
     device: str | None = None  # the variant's: which of the runtime's devices to run on
+    constants: Constants = field(default_factory=dict)  # the manifest's
 
 
 @dataclass(frozen=True)
@@ -107,3 +109,43 @@ def load(runtime: str, path: Path, options: Options) -> Runtime:
             f"install the extra `{RUNTIMES[runtime].extra}`"
         ) from error
     return module.load(path, options)
+
+
+def split_inputs(
+    inputs: Sequence[Tensor], constants: Constants, where: str
+) -> tuple[Tensor, dict[str, Array]]:
+    """The input that takes the picture, and what the others hold at each run, as stored.
+
+    A list is laid out in the input's shape; a number fills it, sizes left open being 1. So a state
+    that goes in and comes out again begins anew with each frame.
+
+    Raises:
+        ModelError: there is not just one input left for the picture, or a constant doesn't fit.
+    """
+    names = ", ".join(tensor.name for tensor in inputs)
+    rest = [tensor for tensor in inputs if tensor.name not in constants]
+    if len(rest) + len(constants) != len(inputs):
+        raise ModelError(
+            f"{where}: has the inputs {names}, but `constants` has {', '.join(constants)}"
+        )
+    if len(rest) != 1:
+        raise ModelError(
+            f"{where}: has {len(rest)} inputs ({', '.join(tensor.name for tensor in rest)}); "
+            "expected one, the picture's; give what each other holds as `constants` in [input], "
+            "{name = [values]}"
+        )
+    held = {}
+    for tensor in inputs:
+        if tensor.name not in constants:
+            continue
+        value = constants[tensor.name]
+        try:
+            if isinstance(value, list):
+                held[tensor.name] = np.array(value, tensor.dtype).reshape(tensor.shape)
+            else:
+                held[tensor.name] = np.full(
+                    [abs(size) for size in tensor.shape], value, tensor.dtype
+                )
+        except (ValueError, OverflowError) as error:
+            raise ModelError(f"{where}: constant for input {tensor}: {error}") from error
+    return rest[0], held

@@ -18,8 +18,15 @@ import numpy as np
 
 from common.engine.facts import EDGETPU_OPERATOR, read_facts
 from common.engine.preprocess import Tensor
-from common.engine.runtimes import BUFFERS, Array, CannotRunError, Options
-from common.errors import AcceleratorLostError, EngineError, ModelError
+from common.engine.runtimes import (
+    BUFFERS,
+    Array,
+    CannotRunError,
+    Constants,
+    Options,
+    split_inputs,
+)
+from common.errors import AcceleratorLostError, EngineError
 
 try:
     from ai_edge_litert import __version__
@@ -68,7 +75,7 @@ class Delegate:
 class LiteRt:
     """See `common.engine.runtimes.Runtime`."""
 
-    def __init__(self, path: Path, threads: int, library: str | None = None) -> None:
+    def __init__(self, path: Path, threads: int, library: str | None, constants: Constants) -> None:
         self.name = f"litert {__version__}"
         self._path, self._accelerated = path, library is not None
         self._views: list[Any] = []
@@ -86,20 +93,24 @@ class LiteRt:
             inputs = self._interpreter.get_input_details()
         except (RuntimeError, ValueError) as error:
             raise CannotRunError(f"{path}: LiteRT can't load it: {_first_line(error)}") from error
-        if len(inputs) != 1:
-            names = ", ".join(entry["name"] for entry in inputs)
-            raise ModelError(f"{path}: has {len(inputs)} inputs ({names}); expected one")
-        self._index: int = inputs[0]["index"]
-        self.input = _tensor(inputs[0], signature=True)
+        tensors = [_tensor(entry, signature=True) for entry in inputs]
+        self.input, held = split_inputs(tensors, constants, str(path))
+        places = {entry["name"]: int(entry["index"]) for entry in inputs}
+        self._index = places[self.input.name]
+        self._held = [(places[name], values) for name, values in held.items()]
         self.outputs: tuple[Tensor, ...] = ()
 
     def allocate(self, shape: tuple[int, ...]) -> tuple[Array, ...]:
         try:
-            if shape != tuple(self._interpreter.get_input_details()[0]["shape"]):
-                self._interpreter.resize_tensor_input(self._index, list(shape))
+            wanted = {self._index: shape} | {index: held.shape for index, held in self._held}
+            for entry in self._interpreter.get_input_details():
+                if wanted[entry["index"]] != tuple(entry["shape"]):
+                    self._interpreter.resize_tensor_input(
+                        entry["index"], list(wanted[entry["index"]])
+                    )
             self._interpreter.allocate_tensors()
             self._buffers = tuple(np.zeros(shape, self.input.dtype) for _ in range(BUFFERS))
-            self._interpreter.set_tensor(self._index, self._buffers[0])
+            self._set(self._buffers[0])
             self._interpreter.invoke()  # outputs of some operators have no shape before
         except (RuntimeError, ValueError) as error:
             raise CannotRunError(
@@ -117,7 +128,7 @@ class LiteRt:
     def infer(self, buffer: int) -> Sequence[Array]:
         failure = ""
         try:
-            self._interpreter.set_tensor(self._index, self._buffers[buffer])
+            self._set(self._buffers[buffer])
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             failure = f"{self._path}: {self.name} failed: {_first_line(error)}"
@@ -135,6 +146,11 @@ class LiteRt:
             del values  # the interpreter refuses to run while a view of its memory lives
         return results
 
+    def _set(self, values: Array) -> None:
+        for index, held in self._held:
+            self._interpreter.set_tensor(index, held)
+        self._interpreter.set_tensor(self._index, values)
+
     def close(self) -> None:
         self._views.clear()
         self._interpreter = None
@@ -147,7 +163,7 @@ def load(path: Path, options: Options) -> LiteRt:
             f"{path}: is compiled for an Edge TPU (operator {EDGETPU_OPERATOR}) and can't run on "
             "a CPU; use the model it was compiled from (usually the name without _edgetpu)"
         )
-    return LiteRt(path, options.threads, options.delegate)
+    return LiteRt(path, options.threads, options.delegate, options.constants)
 
 
 def _tensor(details: dict[str, Any], signature: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from common.engine.preprocess import Tensor
-from common.engine.runtimes import BUFFERS, Array, CannotRunError, Options
+from common.engine.runtimes import BUFFERS, Array, CannotRunError, Options, split_inputs
 from common.errors import EngineError, ModelError
 
 _DTYPES = {
@@ -55,17 +55,14 @@ class OnnxRuntime:
             )
         except _ERRORS as error:
             raise CannotRunError(f"{path}: ONNX Runtime can't load it: {_plain(error)}") from error
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            names = ", ".join(entry.name for entry in inputs)
-            raise ModelError(f"{path}: has {len(inputs)} inputs ({names}); expected one")
-        self.input = _tensor(inputs[0])
+        inputs = [_tensor(entry) for entry in self._session.get_inputs()]
+        self.input, self._held = split_inputs(inputs, wanted.constants, str(path))
         self.outputs = tuple(_tensor(entry) for entry in self._session.get_outputs())
 
     def allocate(self, shape: tuple[int, ...]) -> tuple[Array, ...]:
         buffers = tuple(np.zeros(shape, self.input.dtype) for _ in range(BUFFERS))
         try:
-            first = self._session.run(None, {self.input.name: buffers[0]})
+            first = self._session.run(None, {self.input.name: buffers[0], **self._held})
         except _ERRORS as error:
             raise CannotRunError(
                 f"{self._path}: ONNX Runtime can't run it: {_plain(error)}"
@@ -83,6 +80,8 @@ class OnnxRuntime:
             binding.bind_input(
                 self.input.name, "cpu", 0, values.dtype, values.shape, values.ctypes.data
             )
+            for name, held in self._held.items():
+                binding.bind_input(name, "cpu", 0, held.dtype, held.shape, held.ctypes.data)
             results: list[Array | None] = []
             for output, known in zip(self.outputs, fixed, strict=True):
                 if known:
