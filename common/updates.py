@@ -1,7 +1,10 @@
 """Files between the updater and whoever looks at it or asks it: what it does and has done
 (`Report`, run/updates.json), what it is asked (`Request`) and answers (`Reply`). JSON all."""
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 REPORT, REQUEST, REPLY = "updates.json", "update.request", "update.reply"  # in the run folder
 HISTORY = "history.json"  # in ROOT/updates: the newest statuses
@@ -48,7 +51,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Check now."""
 
     id: str
-    place: str = ""  # a folder (a stick) instead of the repository; "" its URL
+    # A folder (a stick) instead of the repository; "" its URL.
+    place: Annotated[str, Meta(max_length=4096, pattern=r"^[^\x00]*$")] = ""
     dry_run: bool = False  # tell, and begin nothing
 
 

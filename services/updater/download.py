@@ -127,6 +127,9 @@ class _Partial:
 
     def _open(self) -> None:
         self.size, self.hash = 0, _HASHES[len(self.path.name)]()
+        for path in (self.path, self._note):
+            if path.is_symlink() or not path.is_file():
+                durable.remove(path)
         try:
             synced = int(self._note.read_bytes())
         except (FileNotFoundError, ValueError):

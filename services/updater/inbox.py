@@ -16,14 +16,11 @@ NOTES = 16  # kept; whoever waits for one reads it and removes it
 
 class Inbox:
     def __init__(self, folder: Path) -> None:
-        """Raises: StorageError: it can't be made."""
         self.folder = folder
-        try:
+        with suppress(OSError):  # the disk refuses; then nobody can offer anything
             folder.mkdir(mode=0o770, parents=True, exist_ok=True)
             for left in folder.glob(".*.new"):  # of an offer that was not completed
                 left.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"{folder}: can't be made: {error.strerror}") from error
 
     def oldest(self) -> Path | None:
         """The bundle offered first."""

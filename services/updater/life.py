@@ -87,7 +87,7 @@ def load(path: Path) -> tuple[Noted, str]:
     """What is noted, and what is wrong with the file: then nothing is, and the next check finds
     the update again."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Noted), ""
+        return msgspec.json.decode(durable.read(path), type=Noted), ""
     except FileNotFoundError:
         return Noted(), ""
     except (OSError, msgspec.MsgspecError) as error:
@@ -114,7 +114,7 @@ def add_status(path: Path, status: Status) -> None:
 def history(path: Path) -> list[Status]:
     """The newest, newest last; what can't be read is not there."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Status])
+        return msgspec.json.decode(durable.read(path), type=list[Status])
     except (OSError, msgspec.MsgspecError):
         return []
 

@@ -55,11 +55,12 @@ def run(service: Service) -> None:
                             poller.register(child.fd, zmq.POLLIN)
                     record = candidate.store.read()
                     way = signed.ways[candidate.group]
-                    way.observe(record)
+                    # First: no note that can't be written keeps a candidate from its test.
                     candidate.look(record, beats, way.may_activate)
+                    way.observe(record)
                 except (TransitionError, LockedError):
                     pass  # somebody else was first: look again at the next tick
-                except StorageError as error:
+                except (StorageError, OSError) as error:
                     candidate.delay("state.unwritable", str(error))
                     signed.rest()
                 candidate.told()

@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class Signed:
         folder = service.paths.updates
         self._inbox, self._partial = folder / "inbox", folder / "partial"
         for one in (folder, self._inbox, self._partial):
-            one.mkdir(mode=0o770, parents=True, exist_ok=True)
+            with suppress(OSError):  # the disk refuses; who needs it says so
+                one.mkdir(mode=0o770, parents=True, exist_ok=True)
         self.ways = {name: Way(service, one, child) for name, one in candidates.items()}
         self._seen_inbox: tuple[int, ...] = ()
         self._checked_ns = self._failures = 0
@@ -72,12 +74,12 @@ class Signed:
     def _request(self) -> Request | None:
         path = self._service.paths.run / REQUEST
         try:
-            request = msgspec.json.decode(path.read_bytes(), type=Request)
+            request = msgspec.json.decode(durable.read(path), type=Request)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError):
             request = None  # nobody can be told
-        path.unlink(missing_ok=True)
+        durable.remove(path)
         if request and not (request.place or self._settings.url):
             error = f"{self._service.config.path}: updates.url is missing: nowhere to look"
             self._reply(Reply(id=request.id, error=error))
@@ -131,9 +133,9 @@ class Signed:
         if wanted == self._wanted:
             return
         self._wanted = wanted
-        for left in self._partial.iterdir():
+        for left in self._partial.glob("*"):
             if left.name.removesuffix(".synced") not in wanted:
-                left.unlink(missing_ok=True)
+                durable.remove(left)
 
     def _reply(self, reply: Reply) -> None:
         durable.write(self._service.paths.run / REPLY, msgspec.json.encode(reply))
@@ -152,9 +154,10 @@ class Signed:
         if text != self._reported:
             path = self._service.paths.run / REPORT
             new = path.with_name(f".{path.name}.new")
-            new.write_text(text)
-            new.rename(path)
-            self._reported = text
+            with suppress(OSError):  # written with the next turn, then
+                new.write_text(text)
+                new.rename(path)
+                self._reported = text
 
 
 def pause_s(checked: Checked, failures: int, check_s: float) -> float:

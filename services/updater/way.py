@@ -8,7 +8,7 @@ from functools import partial
 
 import msgspec
 
-from common import slots
+from common import durable, slots
 from common.errors import LockedError, StorageError, TransitionError
 from common.service import Service
 from common.slots import Record
@@ -39,6 +39,8 @@ class Way:
         self.noted, problem = life.load(self._file)
         if problem:
             service.event("update.damaged", Severity.ERROR, problem)
+            with suppress(OSError):
+                durable.set_aside(self._file)
         self._reason = ""  # of the last check: why not more
         self._age_s: float | None = None  # of the live model
         self._level = ""  # of that
@@ -289,8 +291,10 @@ class Way:
         update = self.noted.update
         if update is None:
             return report
-        file = self._folder / "partial" / update.sha256
+        have = 0
+        with suppress(OSError):  # not begun, or gone just now
+            have = (self._folder / "partial" / update.sha256).stat().st_size
         return msgspec.structs.replace(
             report, title=update.title, step=update.step, waits=self._waits,
-            length=update.length, have=file.stat().st_size if file.exists() else 0,
+            length=update.length, have=have,
         )  # fmt: skip
