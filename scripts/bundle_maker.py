@@ -156,7 +156,7 @@ def _variants(model: Path) -> list[dict[str, str]]:
         {"runtime": runtime, "file": model.name}
         for runtime, row in RUNTIMES.items()
         if model.suffix[1:] in row.formats
-    ]
+    ][:1]
     if not found:
         raise ModelError(f"{model}: expected a .onnx or .tflite file, or a bundle folder")
     return found

@@ -41,7 +41,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     runtime: str
     file: str
     delegate: str | None = None
-    device: str | None = None  # None: the CPU, or the only one that the runtime has
+    device: str | None = None  # None: the runtime's first, the CPU if it has one
     exclusive: bool = False  # only one process at a time can use the accelerator
 
     def __post_init__(self) -> None:
@@ -67,7 +67,9 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Its device, or its library's name; "" for the CPU."""
         if self.delegate is not None:
             return Path(self.delegate).name
-        return "" if self.device in (None, "CPU") else str(self.device)
+        row = RUNTIMES.get(self.runtime)
+        device = self.device or (next(iter(row.devices)) if row is not None else "CPU")
+        return "" if device == "CPU" else device
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -181,8 +183,12 @@ def open_bundle(path: Path, **overrides: Any) -> Bundle:
 
 
 def _implicit(path: Path) -> dict[str, Any]:
-    """The manifest of a bare file."""
-    runtimes = [name for name, row in RUNTIMES.items() if path.suffix[1:] in row.formats]
+    """The manifest of a bare file: every runtime that reads it on the CPU."""
+    runtimes = [
+        name
+        for name, row in RUNTIMES.items()
+        if path.suffix[1:] in row.formats and "CPU" in row.devices
+    ]
     if not path.exists() or not runtimes:
         read_facts(path)  # says what is wrong
     variants = [{"runtime": runtime, "file": path.name} for runtime in runtimes]

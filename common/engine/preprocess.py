@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from common.errors import EngineError
 
+Array = NDArray[np.generic]
 Picture = NDArray[np.uint8]
 Resize = Literal["letterbox", "letterbox-top-left", "stretch"]
 Colour = Literal["rgb", "bgr", "grey"]

@@ -3,20 +3,20 @@
 To add one: a module with `load(path, options) -> Runtime`, and a row here.
 """
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from common.engine.preprocess import Tensor
 from common.errors import ModelError
 
+if TYPE_CHECKING:  # `vigil engines` reads the table without them
+    from common.engine.preprocess import Array, Tensor
+
 BUFFERS = 2  # one is prepared while the other is inferred
-Array = NDArray[np.generic]
 Constants = dict[str, float | list[float]]  # of inputs beside the picture, by name
 
 
@@ -55,7 +55,7 @@ class Runtime(Protocol):
 
 
 class _Module(Protocol):
-    def load(self, path: Path, options: "Options") -> Runtime: ...
+    def load(self, path: Path, options: Options) -> Runtime: ...
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,19 @@ class Options:
     threads: int = 1
     spinning: bool = False  # threads burn CPU between runs instead of sleeping (ONNX Runtime)
     memory_arena: bool = True  # memory in one arena: less of it, and faster (ONNX Runtime)
+    cache: Path | None = None  # folder for what is built for this very device; None: nothing kept
     delegate: str | None = None  # the variant's: library of the accelerator to run on (LiteRT)
     device: str | None = None  # the variant's: which of the runtime's devices to run on
     constants: Constants = field(default_factory=dict)  # the manifest's
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a variant's `device` may be."""
+
+    packages: tuple[str, ...] = ()  # distributions whose build of the runtime has it; (): any
+    signs: tuple[str, ...] = ()  # patterns; a file of any of them shows that it is here
+    tried: bool = False  # whether Vigil was ever run on it
 
 
 @dataclass(frozen=True)
@@ -76,19 +86,37 @@ class Row:
     formats: tuple[str, ...]  # suffixes of the files it reads
     extra: str  # of pyproject.toml, which installs it
     packages: tuple[str, ...]  # distributions that it comes in, any of them
+    devices: dict[str, Device]  # the first is the one where a variant names none
     delegates: bool = False  # whether it can load an accelerator's library
-    devices: tuple[str, ...] = ()  # what a variant's `device` may be
 
+
+_CPU = Device(tried=True)
+_NVIDIA = ("/dev/nvidia[0-9]*", "/dev/nvhost-gpu", "/dev/nvgpu/igpu*")  # the latter two: Jetson
+_CUDA = Device(("onnxruntime-gpu",), _NVIDIA)
 
 RUNTIMES = {
     "litert": Row(
         "common.engine.runtimes.litert", ("tflite",), "litert",
-        ("ai-edge-litert", "tflite-runtime"), delegates=True,
+        ("ai-edge-litert", "tflite-runtime"), {"CPU": _CPU}, delegates=True,
     ),
     "onnxruntime": Row(
         "common.engine.runtimes.ort", ("onnx",), "onnx",
         ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
-        devices=("cuda", "tensorrt", "openvino"),
+        {
+            "CPU": _CPU, "cuda": _CUDA, "tensorrt": _CUDA,
+            "openvino": Device(("onnxruntime-openvino",), tried=True),  # on a CPU
+        },
+    ),
+    "openvino": Row(
+        "common.engine.runtimes.openvino", ("xml", "onnx", "tflite"), "openvino", ("openvino",),
+        {
+            "CPU": _CPU, "GPU": Device(signs=("/dev/dri/renderD*",)),
+            "NPU": Device(signs=("/dev/accel/accel*",)),
+        },
+    ),
+    "tensorrt": Row(
+        "common.engine.runtimes.tensorrt", ("onnx",), "tensorrt",
+        ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), {"cuda": Device(signs=_NVIDIA)},
     ),
 }  # fmt: skip
 
@@ -122,6 +150,8 @@ def split_inputs(
     Raises:
         ModelError: there is not just one input left for the picture, or a constant doesn't fit.
     """
+    import numpy as np  # here: the table above is read without it
+
     names = ", ".join(tensor.name for tensor in inputs)
     rest = [tensor for tensor in inputs if tensor.name not in constants]
     if len(rest) + len(constants) != len(inputs):

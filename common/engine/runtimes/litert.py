@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from common.engine.facts import EDGETPU_OPERATOR, read_facts
-from common.engine.preprocess import Tensor
+from common.engine.preprocess import Array, Tensor
 from common.engine.runtimes import (
     BUFFERS,
-    Array,
     CannotRunError,
     Constants,
     Options,
