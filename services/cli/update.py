@@ -2,6 +2,7 @@
 it finds against the trusted root, and lets it prove itself; this command asks and looks."""
 
 import argparse
+import fcntl
 import os
 import sys
 import time
@@ -18,10 +19,11 @@ from common.processes import processes
 from common.updates import HISTORY, REPLY, REPORT, REQUEST, GroupReport, Reply, Report, Request
 from common.updates import Status as Entry
 from services.cli.install import follow
-from services.cli.listen import configuration, require_running
+from services.cli.listen import accepts, configuration, require_running
 from services.cli.text import seconds, size, table
 
 REPLY_S = 960.0  # a check of a slow server
+AWAY_S = 30.0  # the updater, while it is started again
 LOOK_S = 0.1
 NOT_WELL = 2
 T = TypeVar("T")
@@ -71,21 +73,47 @@ def _ask(paths: Paths, request: Request) -> Reply:
     Raises:
         NotRunningError: nobody answers.
     """
-    durable.write(paths.run / REQUEST, msgspec.json.encode(request), mode=0o660)
-    deadline = time.monotonic() + REPLY_S
-    while time.monotonic() < deadline:
-        reply = _read(paths.run / REPLY, Reply)
-        if reply and reply.id == request.id:
-            return reply
-        time.sleep(LOOK_S)
+    folder = os.open(paths.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # there is one question at a time
+        durable.write(paths.run / REQUEST, msgspec.json.encode(request), mode=0o660)
+        updater, deadline = _Updater(paths), time.monotonic() + REPLY_S
+        while time.monotonic() < deadline:
+            reply = _read(paths.run / REPLY, Reply)
+            if reply and reply.id == request.id:
+                return reply
+            updater.wait()
+    finally:
+        os.close(folder)
     raise NotRunningError(
         f"the updater has not answered within {REPLY_S:g} s; vigil status says whether it runs"
     )
 
 
+class _Updater:
+    def __init__(self, paths: Paths) -> None:
+        self._socket = Path(paths.endpoint("updater").removeprefix("ipc://"))
+        self._seen_s = time.monotonic()
+
+    def wait(self) -> None:
+        """For a moment.
+
+        Raises:
+            NotRunningError: it has not been there for long.
+        """
+        time.sleep(LOOK_S)
+        now_s = time.monotonic()
+        if accepts(self._socket):
+            self._seen_s = now_s
+        elif now_s - self._seen_s > AWAY_S:
+            raise NotRunningError(
+                f"the updater has been away for {AWAY_S:g} s; vigil status says more"
+            )
+
+
 def _progress(config: Config, paths: Paths, group: str, slot: str, wait: bool) -> int:
     """Tell how an update comes along until it is under test, or, if wanted, judged."""
-    told, step = "", ""
+    told, step, updater = "", "", _Updater(paths)
     while True:
         report = read_report(paths)
         now = report.groups.get(group) if report else None
@@ -99,7 +127,7 @@ def _progress(config: Config, paths: Paths, group: str, slot: str, wait: bool) -
         told, step = line, now.step
         if now.waits and not wait:
             break  # for long, maybe
-        time.sleep(LOOK_S)
+        updater.wait()
     if sys.stdout.isatty():
         print()
     last = [one for one in _history(paths) if (one.group, one.slot) == (group, slot)]
@@ -177,6 +205,6 @@ def _history(paths: Paths) -> list[Entry]:
 
 def _read(path: Path, kind: type[T]) -> T | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(durable.read(path), type=kind)
     except (OSError, msgspec.MsgspecError):  # not there (yet), or of another version
         return None

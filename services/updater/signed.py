@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from common import durable
+from common.errors import LockedError, StorageError, TransitionError
 from common.service import Service
 from common.states import Severity
 from common.updates import REPLY, REPORT, REQUEST, Reply, Report, Request
@@ -53,41 +54,48 @@ class Signed:
 
     def next_child(self) -> Child | None:
         """Begin with what is due, the operator's wish first."""
-        if self._settings.root is None:
-            return None
         if (request := self._request()) is not None:
             return self._check(request.place, request)
+        if self._settings.root is None:
+            return None
         if time.monotonic() < self._rest_s:
             return None
         self._tidy()
-        seen = _stamp(self._inbox / "metadata" / "timestamp.json")
-        if seen != self._seen_inbox:
-            self._seen_inbox = seen
-            if seen:
-                return self._check(str(self._inbox))
-        if self._settings.url and time.monotonic() >= self._next_s:
-            return self._check("")
+        if (place := self._due()) is not None:
+            return self._check(place)
         return next((child for way in self.ways.values() if (child := way.next_step())), None)
 
     # -- checks ------------------------------------------------------------------------------
 
+    def _due(self) -> str | None:
+        """Where to look now: "" is the repository's URL; None: nowhere."""
+        is_time, url = time.monotonic() >= self._next_s, self._settings.url
+        seen = _stamp(self._inbox)
+        if seen and (seen != self._seen_inbox or (is_time and not url)):
+            return str(self._inbox)
+        return "" if is_time and url else None
+
     def _request(self) -> Request | None:
+        """What an operator asks; it stays until it is answered, through kills too."""
         path = self._service.paths.run / REQUEST
         try:
             request = msgspec.json.decode(durable.read(path), type=Request)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError):
-            request = None  # nobody can be told
-        durable.remove(path)
-        if request and not (request.place or self._settings.url):
-            error = f"{self._service.config.path}: updates.url is missing: nowhere to look"
+            durable.remove(path)  # nobody can be told
+            return None
+        missing = "root" if self._settings.root is None else "url"
+        if missing == "root" or not (request.place or self._settings.url):
+            error = f"{self._service.config.path}: updates.{missing} is missing: nowhere to look"
             self._reply(Reply(id=request.id, error=error))
             return None
         return request
 
     def _check(self, place: str, request: Request | None = None) -> Child:
         self._checking = True
+        if place == str(self._inbox):
+            self._seen_inbox = _stamp(self._inbox)
         return self._child(
             "services.updater.check", place,
             limit_s=CHECK_S, settle=partial(self._checked, place, request),
@@ -101,7 +109,14 @@ class Signed:
             checked = Checked(error=said)
         for problem in checked.problems:
             self._service.event("update.damaged", Severity.ERROR, problem)
-        if not place:
+        begin = not (request and request.dry_run)
+        lines = tuple(self.ways[group].line(answer) for group, answer in checked.groups.items())
+        for group, answer in checked.groups.items() if begin else ():
+            try:
+                self.ways[group].take(answer, at_once=request is not None)
+            except (TransitionError, LockedError, StorageError, OSError) as error:
+                checked = msgspec.structs.replace(checked, error=f"group {group}: {error}")
+        if not (place and self._settings.url):
             self._plan(checked)
         if checked.error and checked.error != self._error:
             severity = Severity.WARNING if outcome is Outcome.LATER else Severity.ERROR
@@ -112,10 +127,7 @@ class Signed:
         self._error = checked.error
         if not checked.error:
             self._checked_ns = time.monotonic_ns()
-        begin = not (request and request.dry_run)
-        lines = tuple(self.ways[group].line(answer) for group, answer in checked.groups.items())
-        for group, answer in checked.groups.items() if begin else ():
-            self.ways[group].take(answer, at_once=request is not None)
+        self.report()  # before the answer, whose reader looks there next
         if request:
             updates = {name: way.noted.update for name, way in self.ways.items()}
             begun = {name: update.slot for name, update in updates.items() if update and begin}
@@ -138,13 +150,18 @@ class Signed:
                 durable.remove(left)
 
     def _reply(self, reply: Reply) -> None:
-        durable.write(self._service.paths.run / REPLY, msgspec.json.encode(reply))
+        path = self._service.paths.run / REQUEST
+        with suppress(StorageError):  # then nobody can be told
+            durable.write(path.with_name(REPLY), msgspec.json.encode(reply))
+        with suppress(OSError, msgspec.MsgspecError):
+            if msgspec.json.decode(durable.read(path), type=Request).id == reply.id:
+                path.unlink()
 
     # -- telling -----------------------------------------------------------------------------
 
     def report(self) -> None:
         """Write what there is to see, where it has changed."""
-        planned = self._settings.root is not None and self._settings.url is not None
+        planned = self._settings.root is not None and (self._settings.url or self._seen_inbox)
         report = Report(
             checked_ns=self._checked_ns, error=self._error, checking=self._checking,
             next_ns=round(self._next_s * 1e9) if planned else 0,
@@ -168,10 +185,10 @@ def pause_s(checked: Checked, failures: int, check_s: float) -> float:
     return max(wait_s, min(checked.wait_s, MOST_S))
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes with the file; empty where there is none."""
+def _stamp(repository: Path) -> tuple[int, ...]:
+    """What changes with each publishing; empty where there is none."""
     try:
-        found = path.stat()
+        found = (repository / "metadata" / "timestamp.json").stat()
     except OSError:
         return ()
     return found.st_ino, found.st_mtime_ns, found.st_size

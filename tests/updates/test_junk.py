@@ -99,10 +99,31 @@ def test_notes_that_can_not_be_written_keep_no_candidate_from_its_test(stage: St
         device.store.commit(
             partial(slots.install, name=stage.first, slot=Slot(SlotState.INSTALLED))
         )
-        remount = ["mount", "-o", "remount,ro", device.paths.updates]
+        remount = ["mount", "-o", "remount,ro", str(device.paths.updates)]
         subprocess.run(remount, check=True)
         device.start()
         until(lambda: device.store.read().txn.phase is Phase.PROVING, 20, "it is tested")
+        device.stop()
+
+
+def _fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@root_only
+def test_what_is_found_can_not_be_noted(stage: Stage) -> None:
+    """Who asked is told so."""
+    device = stage.device(url="", start=False)  # it looks only where it is told to, when it is
+    place = stage.server.url
+    with mounted(device.paths.updates):
+        device.start()
+        assert device.check(place=place, dry_run=True).error == ""
+        _fill(device.paths.updates / "filler")
+        assert "No space left" in device.check(place=place).error
+        (device.paths.updates / "filler").unlink()
+        assert device.check(place=place).begun == {"main": stage.first}
         device.stop()
 
 
@@ -115,9 +136,7 @@ def test_a_full_run_folder(stage: Stage) -> None:
         until((device.paths.run / REPORT).exists, 20, "it runs")
         (device.paths.run / REQUEST).write_bytes(b'{"id": "1"}')
         filler = device.paths.run / "filler"
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
+        _fill(filler)
         device.until_step("activate", slot=stage.first)
         filler.unlink()
         assert device.check().error == ""

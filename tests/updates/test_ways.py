@@ -4,12 +4,15 @@ again in between."""
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common import durable
 from common.states import Phase, SlotState
+from common.updates import REPLY, REQUEST, Reply, Request
 from tests.updates.attacks import Stage, staged
 from tests.updates.desk import Desk
 from tests.updates.device import publish
@@ -115,3 +118,30 @@ def _killed(desk: Desk, writes: int) -> bool:
         os._exit(0)
     finally:
         os._exit(1)
+
+
+def test_an_inbox_is_looked_at_again(stage: Stage) -> None:
+    """Without a network nobody else says that a release's time has come."""
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    stage.repository.set_channel("stable", "main", "parts", 1, not_before=tomorrow)
+    desk = Desk(stage.folder / "desk", stage.repository.anchor, "")
+    stage.repository.export(desk.paths.updates / "inbox")
+    for _ in range(2):
+        desk.signed._next_s = 0.0
+        child = desk.turn()
+        assert child
+        assert child.what.endswith("check")
+        assert "not before" in desk.signed.ways["main"].report().reason
+        assert desk.turn() is None
+    desk.close()
+
+
+def test_a_question_that_nothing_can_come_of_is_answered(stage: Stage, desk: Desk) -> None:
+    lines = desk.config.read_text().splitlines()
+    desk.config.write_text("\n".join(one for one in lines if not one.startswith(("root", "url"))))
+    desk.begin()
+    (desk.paths.run / REQUEST).write_bytes(msgspec.json.encode(Request(id="one")))
+    desk.turn()
+    reply = msgspec.json.decode((desk.paths.run / REPLY).read_bytes(), type=Reply)
+    assert reply.id == "one"
+    assert "updates.root is missing" in reply.error
