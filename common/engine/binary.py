@@ -9,10 +9,15 @@ from collections.abc import Iterator
 
 
 class Table:
-    """A FlatBuffer table at `position`. Offsets outside the data raise struct.error."""
+    """A FlatBuffer table at `position`. Offsets outside the data raise struct.error, and so does
+    reading far more than there is: a few vectors that thousands of tables point to.
+    """
 
-    def __init__(self, data: mmap.mmap | bytes, position: int) -> None:
+    def __init__(
+        self, data: mmap.mmap | bytes, position: int, left: list[int] | None = None
+    ) -> None:
         self._data, self._position = data, position
+        self._left = [4 * len(data) + 10_000] if left is None else left  # bytes, of all tables
         self._vtable = position - self._read("i", position)
         self._length = self._read("H", self._vtable)
 
@@ -44,26 +49,38 @@ class Table:
         at = self._target(index)
         return (at + 4, self._read("I", at)) if at else (0, 0)
 
-    def text(self, index: int) -> str:
+    def _vector(self, index: int, size: int) -> tuple[int, int]:
+        """The same, of elements that are read now."""
         start, count = self.span(index)
+        self._left[0] -= size * count
+        if self._left[0] < 0:
+            raise struct.error("vectors larger than the file")
+        return start, count
+
+    def text(self, index: int) -> str:
+        start, count = self._vector(index, 1)
         return self._data[start : start + count].decode()
 
+    def real(self, index: int) -> float:
+        at = self._at(index)
+        return float(struct.unpack_from("<f", self._data, at)[0]) if at else 0.0
+
     def numbers(self, index: int, kind: str) -> list[int]:
-        start, count = self.span(index)
+        start, count = self._vector(index, struct.calcsize(kind))
         return list(struct.unpack_from(f"<{count}{kind}", self._data, start)) if count else []
 
     def floats(self, index: int) -> list[float]:
-        start, count = self.span(index)
+        start, count = self._vector(index, 4)
         return list(struct.unpack_from(f"<{count}f", self._data, start)) if count else []
 
     def table(self, index: int) -> "Table | None":
         at = self._target(index)
-        return Table(self._data, at) if at else None
+        return Table(self._data, at, self._left) if at else None
 
     def tables(self, index: int) -> "list[Table]":
-        start, count = self.span(index)
+        start, count = self._vector(index, 4)
         places = range(start, start + 4 * count, 4)
-        return [Table(self._data, place + self._read("I", place)) for place in places]
+        return [Table(self._data, at + self._read("I", at), self._left) for at in places]
 
 
 def fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:

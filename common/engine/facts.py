@@ -1,47 +1,71 @@
 """What a model file says of itself, read without loading a runtime, and whether it is whole.
 
-TFLite is a FlatBuffer (`TFL3` at byte 4), described by tensorflow's `schema.fbs`; its metadata by
-tflite-support's `metadata_schema.fbs`, with label files in a ZIP appended to the file. ONNX is a
-Protocol Buffer, described by `onnx.proto`. Only the few fields needed are read; field numbers are
-those of the schemas.
+A kind of file is a module in `formats`, with `read(data, path, facts)`, and a row here. What an
+exporter writes, into the file or beside it, is read by `formats.exporters`.
 """
 
-import ast
+import importlib
 import mmap
 import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, cast
 
-from common.engine.binary import Table, fields
-from common.engine.preprocess import Colour, Resize
+from common.engine.preprocess import Colour, Resize, Tensor
 from common.errors import ModelError
 
 EDGETPU_OPERATOR = "edgetpu-custom-op"
 SSD_OPERATOR = "TFLite_Detection_PostProcess"
 SSD_ROLES = ("boxes", "classes", "scores", "count")  # the order of that operator's outputs
-_MOST_LABELS = 10_000_000  # bytes
+MOST_TEXT = 10_000_000  # bytes of labels or metadata
 UNUSED_LABELS = frozenset({"", "???", "n/a"})
 
-_FORMATS = {".tflite": "tflite", ".onnx": "onnx"}
-_NAMES = {"tflite": "a TFLite model", "onnx": "an ONNX model"}
+_FORMATS = {
+    ".tflite": ("tflite", "a TFLite model", "common.engine.formats.tflite"),
+    ".onnx": ("onnx", "an ONNX model", "common.engine.formats.onnx"),
+    ".xml": ("xml", "an OpenVINO model", "common.engine.formats.openvino"),
+}
+SUFFIXES = ".onnx, .tflite or .xml"
 
 
 @dataclass
 class Facts:
     """What the file itself settles; None where it says nothing."""
 
-    format: str  # "tflite" or "onnx"
+    format: str  # "tflite", "onnx" or "xml"
     labels: tuple[str, ...] | None = None
     decoder: str | None = None
     activation: str | None = None  # what turns the last tensor into scores: "none" if they are
     colour: Colour | None = None
     resize: Resize | None = None
+    pad: int | None = None
     mean: list[float] | None = None
     scale: list[float] | None = None
     size: tuple[int, int] | None = None  # height, width
+    score: float | None = None  # report nothing below
+    iou: float | None = None
+    threshold: float | None = None  # anomalous above; the ends of the scores' range, to go with it
+    minimum: float | None = None
+    maximum: float | None = None
     custom_operators: tuple[str, ...] = ()
     roles: dict[str, str] = field(default_factory=dict)  # output tensor -> boxes, classes, ...
+    inputs: tuple[Tensor, ...] = ()  # where they can be read without a runtime: OpenVINO
+    outputs: tuple[Tensor, ...] = ()
+    beside: tuple[str, ...] = ()  # files in its folder that belong to it
+    notes: list[str] = field(default_factory=list)  # what it says that is not followed
+    said: dict[str, str] = field(default_factory=dict)  # field -> where it was said
+
+    def say(self, where: str, **found: Any) -> None:
+        """Take what was not said before; None is nothing."""
+        for name, value in found.items():
+            if value is not None and name not in self.said:
+                setattr(self, name, value)
+                self.said[name] = where
+
+
+class _Format(Protocol):
+    def read(self, data: mmap.mmap, path: Path, facts: Facts) -> None: ...
 
 
 def read_facts(path: Path) -> Facts:
@@ -50,46 +74,77 @@ def read_facts(path: Path) -> Facts:
     Raises:
         ModelError: the file is missing, empty, damaged or of another type.
     """
-    kind = _FORMATS.get(path.suffix)
-    if kind is None:
-        raise ModelError(f"{path}: expected a file named .onnx or .tflite, or a bundle folder")
+    if path.suffix not in _FORMATS:
+        raise ModelError(f"{path}: expected a file named {SUFFIXES}, or a bundle folder")
+    kind, name, module = _FORMATS[path.suffix]
+    names = {kind: name for kind, name, _ in _FORMATS.values()}
     try:
         size = path.stat().st_size
         if size == 0:
-            raise ModelError(f"{path}: is empty; expected {_NAMES[kind]}")
+            raise ModelError(f"{path}: is empty; expected {name}")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = _identify(data)
             if found != kind:
-                raise ModelError(f"{path}: is {_NAMES.get(found, found)}, not {_NAMES[kind]}")
+                raise ModelError(f"{path}: is {names.get(found, found)}, not {name}")
+            facts = Facts(kind)
             try:
-                return _tflite(data, path) if kind == "tflite" else _onnx(data, path)
+                cast(_Format, importlib.import_module(module)).read(data, path, facts)
             except (struct.error, IndexError, UnicodeDecodeError) as error:
                 raise ModelError(
                     f"{path}: is cut short or damaged ({size} bytes, {error}); "
-                    f"expected a whole {_NAMES[kind][2:].strip()}"
+                    f"expected a whole {name[2:].strip()}"
                 ) from error
+            return facts
     except OSError as error:
-        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+        raise ModelError(f"{error.filename or path}: can't be read: {error.strerror}") from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file of people or exporters, UTF-8 with or without a mark.
+
+    Raises:
+        ModelError: it can't be read, is too large, or no such text.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_TEXT + 1)
+        if len(data) > MOST_TEXT:
+            raise ModelError(f"{path}: {what} are larger than {MOST_TEXT} bytes")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise ModelError(f"{path}: {what} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: {what} are no UTF-8 text: {error}") from error
 
 
 def read_labels(text: str, where: str) -> tuple[str, ...]:
-    """Labels by class index. Either a plain line a class, or `INDEX NAME` on every line.
+    """Labels by class index. Either a plain line a class, or `INDEX NAME` on every line, in any
+    order and with gaps. A class without a name is `???` or `n/a`; names may be used twice.
+
+    An empty line is refused unless it is at the end, and so is a comment: either would move all
+    later names by a class, which shows nowhere if the decoder doesn't know how many there are.
 
     Raises:
-        ModelError: no label, or indices that are used twice.
+        ModelError: no label, an empty line or a comment, or indices that are used twice.
     """
     lines = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
         raise ModelError(f"{where}: has no labels; expected one a line")
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            raise ModelError(
+                f"{where}: line {number} of {len(lines)} is {'a comment' if line else 'empty'}; "
+                "expected the name of a class, or ??? for one without"
+            )
     indexed = [re.fullmatch(r"(\d+)\s*[:\s]\s*(\S.*)", line) for line in lines]
     if not all(indexed):
         return tuple(lines)
     names: dict[int, str] = {}
     for match in indexed:
         if match is not None:
-            index = int(match[1])
+            index = int(match[1][:9])
             if index in names or index > 1_000_000:
                 raise ModelError(f"{where}: class index {index} is used twice or out of range")
             names[index] = match[2]
@@ -106,8 +161,9 @@ def _identify(data: mmap.mmap) -> str:
         return "an HTML page (a download that failed?)"
     if text.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer (run `git lfs pull` where it came from)"
+    if text.startswith((b"<?xml", b"<net")):
+        return "xml"
     for mark, name in (
-        (b"<?xml", "an XML file (an OpenVINO model?)"),
         (b"PK\x03\x04", "a ZIP file (a PyTorch or Keras model?)"),
         (b"\x89HDF", "an HDF5 file (a Keras model?)"),
         (b"\x1f\x8b", "a gzip file"),
@@ -120,145 +176,3 @@ def _identify(data: mmap.mmap) -> str:
     if set(head) <= set(range(32, 127)) | {9, 10, 13}:
         return "a text file"
     return "of an unknown type"
-
-
-# --- TFLite ------------------------------------------------------------------------------------
-
-_SOFTMAX, _LOGISTIC = 25, 14
-_PASS_THROUGH = {22, 43, 6, 114}  # RESHAPE, SQUEEZE, DEQUANTIZE, QUANTIZE: scores stay scores
-
-
-def _tflite(data: mmap.mmap, path: Path) -> Facts:
-    model = Table.root(data)
-    for buffer in model.tables(4):  # a cut file most often lacks weights
-        start, count = buffer.span(0)
-        if start + count > len(data):
-            raise IndexError(f"weights reach to byte {start + count}")
-    codes = [
-        (max(code.number(0, "b"), code.number(3, "i")), code.text(1)) for code in model.tables(1)
-    ]
-    graph = model.tables(2)[0]
-    tensors, outputs = graph.tables(0), graph.numbers(2, "i")
-    facts = Facts("tflite", custom_operators=tuple(sorted({name for _, name in codes if name})))
-    producers: dict[int, tuple[int, str, list[int], list[int]]] = {}
-    for operator in graph.tables(3):
-        code, custom = codes[operator.number(0, "I")]
-        made = operator.numbers(2, "i")
-        for tensor in made:
-            producers[tensor] = (code, custom, operator.numbers(1, "i"), made)
-        if custom == SSD_OPERATOR and set(made) <= set(outputs):
-            facts.decoder = "ssd"
-            facts.roles = {
-                tensors[t].text(3): role for t, role in zip(made, SSD_ROLES, strict=False)
-            }
-    if len(outputs) == 1:
-        last = producers.pop(outputs[0], None)
-        while last is not None and last[0] in _PASS_THROUGH:
-            last = producers.pop(last[2][0], None)  # pop: a damaged graph may be a circle
-        if last is not None and last[0] in (_SOFTMAX, _LOGISTIC):
-            facts.activation = "none"
-    for entry in model.tables(6):
-        if entry.text(0) == "TFLITE_METADATA":
-            start, count = model.tables(4)[entry.number(1, "I")].span(0)
-            _tflite_metadata(data[start : start + count], facts)
-    facts.labels = _packed_labels(data, path)
-    return facts
-
-
-def _tflite_metadata(data: bytes, facts: Facts) -> None:
-    """Normalisation, colour and roles from a TFLITE_METADATA buffer (FlatBuffer, `M001`)."""
-    for graph in Table.root(data).tables(3):
-        inputs, outputs = graph.tables(2), graph.tables(3)
-        for tensor in inputs[:1]:
-            content = tensor.table(3)
-            if content is not None and content.number(0, "B") == 2:  # ImageProperties
-                image = content.table(1)
-                space = image.number(0, "b") if image is not None else 0
-                facts.colour = "rgb" if space == 1 else "grey" if space == 2 else None
-                # The Task Library, whose format this is, resizes the whole picture.
-                facts.resize = "stretch"
-            for unit in tensor.tables(4):
-                options = unit.table(1)
-                if unit.number(0, "B") == 1 and options is not None:  # NormalizationOptions
-                    facts.mean, facts.scale = options.floats(0), options.floats(1)
-        if len(outputs) == 1 and facts.decoder is None:
-            kinds = [file.number(2, "b") for file in outputs[0].tables(6)]
-            if 2 in kinds:  # TENSOR_AXIS_LABELS: a label for each element, so: classes
-                facts.decoder = "classification"
-
-
-def _packed_labels(data: mmap.mmap, path: Path) -> tuple[str, ...] | None:
-    """Labels of the one text file in the ZIP appended to `path`, if there is just one."""
-    if data.rfind(b"PK\5\6", max(0, len(data) - (1 << 16))) < 0:  # the mark of a ZIP's end
-        return None
-    import zipfile  # here: most models have none, and it takes 0.7 MB
-    import zlib
-
-    try:
-        with zipfile.ZipFile(path) as packed:
-            names = [info for info in packed.infolist() if info.filename.endswith(".txt")]
-            if len(names) != 1 or names[0].file_size > _MOST_LABELS:
-                return None
-            text = packed.read(names[0]).decode()
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ModelError(f"{path}: the label files packed into it are damaged: {error}") from error
-    return read_labels(text, f"{path}:{names[0].filename}")
-
-
-# --- ONNX --------------------------------------------------------------------------------------
-
-_ONNX_PASS_THROUGH = {
-    b"DequantizeLinear", b"QuantizeLinear", b"Reshape", b"Squeeze", b"Flatten", b"Identity",
-}  # fmt: skip
-
-
-def _onnx(data: mmap.mmap, path: Path) -> Facts:
-    facts, properties = Facts("onnx"), dict[str, str]()
-    graph: tuple[int, int] | None = None
-    for number, start, end in fields(data, 0, len(data)):
-        if number == 7:
-            graph = start, end
-        elif number == 14:  # metadata_props
-            pair = {key: data[a:b].decode() for key, a, b in fields(data, start, end)}
-            properties[pair.get(1, "")] = pair.get(2, "")
-    if graph is None:
-        raise ModelError(f"{path}: has no graph; expected an ONNX model")
-    if _softmax_last(data, *graph):
-        facts.activation = "none"
-    if {"names", "stride", "imgsz"} <= properties.keys():
-        _ultralytics(properties, facts, path)
-    return facts
-
-
-def _softmax_last(data: mmap.mmap, start: int, end: int) -> bool:
-    """Whether the graph's one output comes from a Softmax or Sigmoid."""
-    outputs, producers = list[bytes](), dict[bytes, tuple[bytes, bytes]]()
-    for number, a, b in fields(data, start, end):
-        if number == 12:  # output: ValueInfoProto, its name is field 1
-            outputs += [data[c:d] for key, c, d in fields(data, a, b) if key == 1]
-        elif number == 1:  # node: inputs are field 1, outputs 2, op_type 4
-            parts = [(key, data[c:d]) for key, c, d in fields(data, a, b) if key in (1, 2, 4)]
-            kind = b"".join(text for key, text in parts if key == 4)
-            source = next((text for key, text in parts if key == 1), b"")
-            producers |= {text: (kind, source) for key, text in parts if key == 2}
-    last = producers.pop(outputs[0], None) if len(outputs) == 1 else None
-    while last is not None and last[0] in _ONNX_PASS_THROUGH:
-        last = producers.pop(last[1], None)
-    return last is not None and last[0] in (b"Softmax", b"Sigmoid")
-
-
-def _ultralytics(properties: dict[str, str], facts: Facts, path: Path) -> None:
-    """The metadata_props that Ultralytics' exporter writes: Python literals as text."""
-    try:
-        names, size = (ast.literal_eval(properties[key]) for key in ("names", "imgsz"))
-        facts.labels = tuple(str(names[index]) for index in range(len(names)))
-        height, width = size
-        facts.size = int(height), int(width)
-    except (ValueError, SyntaxError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{path}: its metadata `names` or `imgsz` can't be read ({error}); expected "
-            "{0: 'first', 1: 'second', ...} and [height, width]"
-        ) from error
-    if properties.get("task") == "detect":
-        facts.decoder, facts.resize, facts.colour = "yolov8", "letterbox", "rgb"
-        facts.mean, facts.scale = [0.0], [255.0]

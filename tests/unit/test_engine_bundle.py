@@ -260,7 +260,7 @@ def test_metadata_of_ultralytics(shared_data: Path, tmp_path: Path) -> None:
         read_facts(path)
     bad["names"] = "__import__('os').abort()"
     onnx_files.classifier(path, metadata=bad)
-    with pytest.raises(ModelError, match="`names` or `imgsz` can't be read"):
+    with pytest.raises(ModelError, match="`names` in its metadata_props can't be read"):
         read_facts(path)
 
 
@@ -300,16 +300,28 @@ def test_damaged_labels_packed_into_a_model(shared_data: Path, tmp_path: Path) -
         ("0 fresh\n1 rotten\n", ("fresh", "rotten")),
         ("0: a\n2:  c d\n", ("a", "???", "c d")),
         ("person\n???\nn/a\n7 up\n", ("person", "???", "n/a", "7 up")),
-        ("a\n\nc\n", ("a", "", "c")),
+        ("1 b\n0 #4\n", ("#4", "b")),
+        ("a\na\n", ("a", "a")),
     ],
 )
 def test_label_files(text: str, labels: tuple[str, ...]) -> None:
     assert read_labels(text, "l.txt") == labels
 
 
-@pytest.mark.parametrize("text", ["", "\n \n", "0 a\n0 b\n", "99999999 a\n"])
-def test_wrong_label_files(text: str) -> None:
-    with pytest.raises(ModelError, match=r"^l.txt: "):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has no labels; expected one a line"),
+        ("\n \n", "has no labels"),
+        ("0 a\n0 b\n", "class index 0 is used twice"),
+        ("99999999 a\n", "index 99999999 is used twice or out of range"),
+        ("9" * 5000 + " a\n", "out of range"),
+        ("a\n\nc\n", r"line 2 of 3 is empty; expected the name of a class, or \?\?\? for one"),
+        ("# COCO\na\n", "line 1 of 2 is a comment"),
+    ],
+)
+def test_wrong_label_files(text: str, says: str) -> None:
+    with pytest.raises(ModelError, match=f"^l.txt: .*{says}"):
         read_labels(text, "l.txt")
 
 
