@@ -17,6 +17,16 @@ class ModelError(VigilError):
     """A model, its manifest or its labels can't be used, or don't fit together."""
 
 
+class UnsaidError(ModelError):
+    """Neither the model's file nor its manifest says what is needed; `missing` has, for each flag
+    of the command line that would answer, what it says.
+    """
+
+    def __init__(self, message: str, missing: dict[str, str]) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
 class EngineError(VigilError):
     """A model that was loaded could not be run: the runtime or its accelerator failed."""
 

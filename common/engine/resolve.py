@@ -10,7 +10,7 @@ from common.engine.bundle import Channels, Input, Manifest
 from common.engine.decoders import DECODERS
 from common.engine.facts import Facts
 from common.engine.preprocess import Colour, InputSpec, Tensor
-from common.errors import ModelError
+from common.errors import ModelError, UnsaidError
 
 _LEAST_SCALE = 0.02  # what is smaller was meant to be multiplied with
 
@@ -21,24 +21,25 @@ def resolve(manifest: Manifest, facts: Facts, tensor: Tensor, where: str) -> tup
     Raises:
         ModelError: the manifest contradicts the model, or something is not known.
     """
-    given, missing = manifest.input, list[str]()
+    given, missing = manifest.input, dict[str, str]()  # flag -> what it says
     layout, channels = _layout(given, tensor, where)
     size = _size(given, facts, tensor, layout, where, missing)
     colour = _colour(given, facts, channels, where, missing)
     resize = given.resize or facts.resize
     if resize is None:
-        missing.append(
+        missing["--resize"] = (
             "how a picture is brought to the input's size (`resize` in [input], or --resize "
             "letterbox, letterbox-top-left or stretch)"
         )
     mean, scale = _normalisation(given, facts, tensor, channels, where, missing)
     kind = manifest.decoder.kind or facts.decoder
     if kind is None:
-        missing.append(
+        missing["--decoder"] = (
             f"how the outputs are read (`kind` in [decoder], or --decoder {', '.join(DECODERS)})"
         )
     if missing or kind is None or colour is None or resize is None:
-        raise ModelError(f"{where}: the file doesn't say " + "; nor ".join(missing))
+        unsaid = "; nor ".join(missing.values())
+        raise UnsaidError(f"{where}: the file doesn't say {unsaid}", missing)
     task = DECODERS[kind].task
     if manifest.task not in (None, task):
         raise ModelError(
@@ -66,9 +67,10 @@ def _layout(given: Input, tensor: Tensor, where: str) -> tuple[Literal["nchw", "
     layout = given.layout
     if layout is None:
         if first == last:
-            raise ModelError(
+            raise UnsaidError(
                 f"{where}: input {tensor} doesn't show where its channels are; give `layout` in "
-                "[input], or --layout: nchw or nhwc"
+                "[input], or --layout: nchw or nhwc",
+                {"--layout": "where its channels are (--layout nchw or nhwc)"},
             )
         layout = "nchw" if first else "nhwc"
     channels = shape[1] if layout == "nchw" else shape[3]
@@ -83,7 +85,7 @@ def _size(
     tensor: Tensor,
     layout: Literal["nchw", "nhwc"],
     where: str,
-    missing: list[str],
+    missing: dict[str, str],
 ) -> tuple[int, int]:
     height, width = tensor.shape[2:] if layout == "nchw" else tensor.shape[1:3]
     wanted = given.size or facts.size
@@ -95,16 +97,18 @@ def _size(
             )
         return height, width
     if wanted is None:
-        missing.append("its input's size (`size` = [height, width] in [input], or --size HxW)")
+        missing["--size"] = "its input's size (`size` = [height, width] in [input], or --size HxW)"
     return wanted or (0, 0)
 
 
 def _colour(
-    given: Input, facts: Facts, channels: int, where: str, missing: list[str]
+    given: Input, facts: Facts, channels: int, where: str, missing: dict[str, str]
 ) -> Colour | None:
     colour = given.colour or facts.colour or ("grey" if channels == 1 else None)
     if colour is None:
-        missing.append("the order of its colours (`colour` in [input], or --colour rgb or bgr)")
+        missing["--colour"] = (
+            "the order of its colours (`colour` in [input], or --colour rgb or bgr)"
+        )
     elif (colour == "grey") != (channels == 1):
         raise ModelError(
             f"{where}: has an input of {channels} channel{'s' * (channels > 1)}, but colour "
@@ -114,7 +118,7 @@ def _colour(
 
 
 def _normalisation(
-    given: Input, facts: Facts, tensor: Tensor, channels: int, where: str, missing: list[str]
+    given: Input, facts: Facts, tensor: Tensor, channels: int, where: str, missing: dict[str, str]
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and scale, a value a channel. Integer inputs take pixels as they are unless told."""
     mean, scale = given.mean, given.scale
@@ -123,7 +127,7 @@ def _normalisation(
             return None, None  # TFLite metadata says what a float twin of the model would take
         mean, scale = facts.mean, facts.scale
         if mean is None and scale is None:
-            missing.append(
+            missing["--scale"] = (
                 "the range of its values, (pixel - mean) / scale (`mean` and `scale` in [input], "
                 "or --mean and --scale: scale 255 for 0 to 1, mean 127.5 and scale 127.5 for "
                 "-1 to 1, scale 1 for pixels as they are)"

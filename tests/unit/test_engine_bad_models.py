@@ -86,7 +86,7 @@ TABLE: list[tuple[str, Make, dict[str, Any], str]] = [
     ("noise", bytes_in("m.tflite", bytes(range(100, 200))), {}, "is of an unknown type, not a TF"),
     ("tflite as onnx", copied(VWW, "m.onnx"), {}, "is a TFLite model, not an ONNX model"),
     ("onnx as tflite", copied(YOLOX, "m.tflite"), {}, "is an ONNX model, not a TFLite model"),
-    ("other suffix", copied(YOLOX, "m.pt"), {}, "m.pt: expected a file named .onnx, .tflite or .xml"),
+    ("other suffix", copied(YOLOX, "m.pt"), {}, "m.pt: expected a file named .onnx, .tflite or"),
     ("zip", bytes_in("m.onnx", b"PK\x03\x04rest"), {}, "is a ZIP file (a PyTorch or Keras model?)"),
     ("onnx cut to 1 %", cut(YOLOX, 0.01), {}, "cut.onnx: is cut short or damaged (36600 bytes"),
     ("onnx cut to 50 %", cut(YOLOX, 0.5), {}, "expected a whole ONNX model"),

@@ -134,7 +134,7 @@ def _last(graph: _Graph, at: str, facts: Facts) -> None:
     if kind in ("SoftMax", "Softmax", "Sigmoid"):
         facts.say("its graph", activation="none")
     elif kind == "DetectionOutput":
-        facts.say(f"its operator {kind}", decoder="detection_output")
+        facts.say(f"its operator {kind}", decoder="detection-output")
 
 
 def _weights(path: Path, least: int) -> tuple[str, ...]:
