@@ -8,13 +8,14 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from common.digest import digest
 from common.engine.decoders import DECODERS, Task
+from common.engine.decoders.anchors import Anchors
 from common.engine.facts import Facts, read_facts, read_labels
 from common.engine.preprocess import Colour, Resize
 from common.engine.runtimes import RUNTIMES, Constants
@@ -27,6 +28,7 @@ Positive = Annotated[int, Meta(gt=0)]
 Histogram = Annotated[  # ten equal bins from 0 to 1
     list[Annotated[float, Meta(ge=0)]], Meta(min_length=10, max_length=10)
 ]
+Column = Literal["image", "x1", "y1", "x2", "y2", "score", "class"]
 Channels = float | Annotated[list[float], Meta(min_length=1, max_length=3)]
 
 
@@ -91,13 +93,31 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kind: str | None = None
     labels: str | None = None  # file beside the manifest
     activation: Literal["none", "softmax", "sigmoid"] | None = None  # still to be applied
-    score: Share | None = None  # report nothing below; default 0.4, classification 0
+    score: Share | None = None  # report nothing below; default 0.4, classes and anomalies 0
     iou: Share = 0.45  # overlap at which the weaker of two boxes of a class goes
     max_items: Positive | None = None  # default 100, classification 5
+    outputs: list[str] | None = None  # those to be read, where the model has others too
+    threshold: float | None = None  # from this score on, as the model gives it, an anomaly
+    pixel_threshold: float | None = None  # the same for a place in a map; default: threshold
+    minimum: float | None = None  # least score in validation
+    maximum: float | None = None  # largest
+    error: Literal["squared", "absolute"] = "squared"  # whose mean is a reconstruction's score
+    boxes: Literal["xyxy", "yxyx", "xywh", "yxhw"] | None = None  # corners, or centre and size
+    normalised: bool | None = None  # boxes reach from 0 to 1; else they are in pixels of the input
+    objectness: bool | None = None  # whether a score that there is anything precedes the classes'
+    background: bool | None = None  # whether the first class is that there is nothing
+    columns: list[Column] | None = None  # of an output with a row a detection
+    anchors: Anchors | None = None  # that boxes are encoded against
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in DECODERS:
             raise ValueError(f"kind = {self.kind!r}: expected one of {', '.join(DECODERS)}")
+        columns = self.columns or get_args(Column)
+        if len({*columns, "image"}) != 7 or len({*columns}) != len(columns):
+            raise ValueError(
+                f"columns = {self.columns}: expected x1, y1, x2, y2, score and class, each once, "
+                "and perhaps image"
+            )
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

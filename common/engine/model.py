@@ -15,7 +15,7 @@ from common.engine import decoders, runtimes
 from common.engine.bundle import Bundle, Variant
 from common.engine.decoders import Decode, Settings
 from common.engine.facts import Facts
-from common.engine.preprocess import Geometry, InputSpec, Picture, Preprocessor
+from common.engine.preprocess import Geometry, InputSpec, Picture, Preprocessor, Tensor
 from common.engine.resolve import resolve
 from common.engine.runtimes import AcceleratorBusyError, CannotRunError, Options, Runtime
 from common.errors import ModelError
@@ -35,7 +35,7 @@ class Model:
     release: int
     slot: str  # first 12 hex digits of the bundle's sha256
     runtime: str  # name and version
-    task: str
+    task: decoders.Task
     labels: tuple[str, ...] | None
     input: InputSpec
     accelerator: str  # its device or library's name, "" on the CPU
@@ -43,6 +43,8 @@ class Model:
     _runtime: Runtime
     _prepare: Preprocessor
     _decode: Decode
+    _read: Sequence[int]  # which of what `infer` gives it takes
+    _inputs: Sequence[NDArray[np.generic]]  # the buffers, where `infer` gives them too
     fallback_reason: str = ""  # why a variant preferred to this one is not used; "" if none is
     accelerator_busy: bool = False  # whether that is because another process has its accelerator
     _opened: ExitStack = field(default_factory=ExitStack)
@@ -131,27 +133,45 @@ class Model:
     ) -> "Model":
         manifest, given = bundle.manifest, bundle.manifest.decoder
         spec, kind = resolve(manifest, facts, engine.input, str(path))
-        classifies = kind == "classification"
-        if given.activation is not None and not classifies:
+        row = decoders.DECODERS[kind]
+        classifies = row.task == "classification"
+        options = {name: getattr(given, name) for name in decoders.OPTIONS}
+        useless = [
+            key for key, value in options.items() if value is not None and key not in row.takes
+        ]
+        if useless:
             raise ModelError(
-                f"{path}: `activation` is for classification; decoder {kind} has its own"
+                f"{path}: decoder {kind} has no use for `{useless[0]}` of [decoder]; "
+                f"expected {' or '.join(row.takes) or 'none such'}"
             )
+        options["activation"] = given.activation or facts.activation
         planes = (spec.height, spec.width)
         buffers = engine.allocate(
             (1, spec.channels, *planes) if spec.layout == "nchw" else (1, *planes, spec.channels)
         )
-        labels = bundle.labels or facts.labels
+        labels = (decoders.ANOMALY,) if row.task == "anomaly" else bundle.labels or facts.labels
         settings = Settings(
             where=str(path),
             labels=labels,
-            activation=given.activation or facts.activation,
-            score=given.score if given.score is not None else 0.0 if classifies else 0.4,
+            score=given.score if given.score is not None else 0.4 * (row.task == "detection"),
             iou=given.iou,
             max_items=given.max_items or (5 if classifies else 100),
             height=spec.height,
             width=spec.width,
             roles=facts.roles,
+            threshold=given.threshold,
+            pixel_threshold=given.pixel_threshold,
+            minimum=given.minimum,
+            maximum=given.maximum,
+            error=given.error,
+            folder=bundle.path if bundle.path.is_dir() else bundle.path.parent,
+            **options,
         )
+        read = _read(given.outputs, engine.outputs, str(path))
+        outputs = [engine.outputs[place] for place in read]
+        if row.with_input:
+            read.append(len(engine.outputs))
+            outputs.append(replace(engine.input, shape=buffers[0].shape))
         return cls(
             name=manifest.name,
             version=manifest.version,
@@ -165,7 +185,9 @@ class Model:
             exclusive=variant.exclusive,
             _runtime=engine,
             _prepare=Preprocessor(spec, buffers),
-            _decode=decoders.build(kind, engine.outputs, settings),
+            _decode=decoders.build(kind, outputs, settings),
+            _read=read,
+            _inputs=buffers if row.with_input else (),
         )
 
     def prepare(self, picture: Picture, buffer: int) -> Geometry:
@@ -177,13 +199,15 @@ class Model:
         return self._prepare(picture, buffer)
 
     def infer(self, buffer: int) -> Outputs:
-        """Run the model. The outputs stay valid until the same buffer is inferred again.
+        """Run the model. The outputs, and the input behind them where the decoder needs it, stay
+        valid until the same buffer is prepared or inferred again.
 
         Raises:
             AcceleratorLostError: the accelerator failed.
             EngineError: the runtime failed.
         """
-        return self._runtime.infer(buffer)
+        outputs = self._runtime.infer(buffer)
+        return [*outputs, self._inputs[buffer]] if self._inputs else outputs
 
     def decode(self, outputs: Outputs, geometry: Geometry) -> list[Item]:
         """Items, best first; boxes in pixels of the picture that `geometry` is of.
@@ -191,7 +215,7 @@ class Model:
         Raises:
             EngineError: the outputs hold NaN, or are otherwise no decision.
         """
-        return self._decode(outputs, geometry)
+        return self._decode([outputs[place] for place in self._read], geometry)
 
     def warm_up(self, runs: int = 3) -> None:
         """Go through all steps on a grey picture, so that the first real one is not slower.
@@ -217,6 +241,18 @@ def _check_library(bundle: Bundle, variant: Variant) -> None:
             f"{bundle.path}: delegate {variant.delegate} lies in the bundle; expected a library "
             "of the system"
         )
+
+
+def _read(wanted: list[str] | None, outputs: Sequence[Tensor], where: str) -> list[int]:
+    """Which outputs the decoder gets, in the order wanted."""
+    names = [output.name for output in outputs]
+    unknown = [name for name in wanted or () if name not in names]
+    if unknown:
+        raise ModelError(
+            f"{where}: `outputs` in [decoder] names {', '.join(unknown)}, but it has "
+            f"{', '.join(names)}"
+        )
+    return list(range(len(names))) if wanted is None else [names.index(name) for name in wanted]
 
 
 def _lock(folder: Path, variant: Variant) -> int:

@@ -5,15 +5,16 @@ To add one: a module with `build(outputs, settings) -> Decode`, and a row here.
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.engine.facts import UNUSED_LABELS
 from common.engine.preprocess import Geometry, Tensor
-from common.errors import EngineError, ModelError
+from common.errors import EngineError, ModelError, UnsaidError
 from common.messages import Item
 
 Array = NDArray[np.generic]
@@ -21,19 +22,56 @@ Floats = NDArray[np.float32]
 Decode = Callable[[Sequence[Array], Geometry], list[Item]]
 
 Task = Literal["classification", "detection", "anomaly"]
+ANOMALY = "anomaly"  # the one label of that task
 
 
 @dataclass(frozen=True)
 class Row:
     module: str
     task: Task = "detection"
+    takes: tuple[str, ...] = ()  # those of `OPTIONS` that the manifest may give
+    knows: dict[str, Any] = field(default_factory=dict)  # what they are where it does not
+    with_input: bool = False  # it gets the model's input too, behind the outputs
 
+
+# Of the manifest's [decoder]: what some kinds ask, others know, and the rest have no use for.
+OPTIONS = ("activation", "boxes", "normalised", "objectness", "background", "columns", "anchors")
+_CANDIDATES = "common.engine.decoders.candidates"
+_NMS = "common.engine.decoders.nms"
+_SCORES = {"activation": "none", "objectness": False}
+_YOLO = _SCORES | {"boxes": "xywh", "normalised": False}
 
 DECODERS = {
-    "classification": Row("common.engine.decoders.classification", "classification"),
-    "ssd": Row("common.engine.decoders.ssd"),
-    "yolox": Row("common.engine.decoders.yolox"),
-    "yolov8": Row("common.engine.decoders.yolov8"),
+    "classification": Row(
+        "common.engine.decoders.classification", "classification", takes=("activation",)
+    ),
+    "ssd": Row(_NMS, knows={"boxes": "yxyx", "normalised": True}),
+    "nms": Row(_NMS, takes=("boxes", "normalised", "columns")),
+    "detection-output": Row(
+        _NMS,
+        knows={
+            "columns": ("image", "class", "score", "x1", "y1", "x2", "y2"),
+            "normalised": True,
+        },
+    ),
+    "ssd-anchors": Row(
+        _CANDIDATES,
+        takes=("boxes", "anchors", "activation", "background"),
+        knows={"background": True, "objectness": False},
+    ),
+    "ultraface": Row(
+        _CANDIDATES,
+        knows=_SCORES | {"boxes": "xyxy", "normalised": True, "background": True},
+    ),
+    "yolo": Row(
+        _CANDIDATES,
+        takes=("boxes", "normalised", "objectness", "activation"),
+        knows={"activation": "none"},
+    ),
+    "yolov5": Row(_CANDIDATES, takes=("normalised",), knows=_YOLO | {"objectness": True}),
+    "yolov8": Row(_CANDIDATES, takes=("normalised",), knows=_YOLO),
+    "yolo-nas": Row(_CANDIDATES, takes=("normalised",), knows=_YOLO | {"boxes": "xyxy"}),
+    "yolox": Row(_CANDIDATES, knows=_YOLO | {"boxes": "grid", "objectness": True}),
 }
 
 
@@ -50,6 +88,19 @@ class Settings:
     height: int  # of the model's input
     width: int
     roles: dict[str, str]  # output name -> boxes, classes, scores, count; from the file's graph
+    threshold: float | None = None  # these five: see `bundle.Decoder`
+    pixel_threshold: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    error: str = "squared"
+    boxes: str | None = None  # these six: see `bundle.Decoder`; "grid" is YOLOX's
+    normalised: bool | None = None
+    objectness: bool | None = None
+    background: bool | None = None
+    columns: Sequence[str] | None = None
+    anchors: Any = None  # decoders.anchors.Anchors
+    folder: Path = Path()  # of the bundle
+    kind: str = ""  # a key of `DECODERS`
 
     def label(self, index: int) -> str:
         """The class's name, or its index where it has none."""
@@ -79,7 +130,10 @@ def build(kind: str, outputs: Sequence[Tensor], settings: Settings) -> Decode:
         ModelError: the outputs are not laid out as that decoder knows them, or there is not a
             label for each class.
     """
-    return cast(_Module, importlib.import_module(DECODERS[kind].module)).build(outputs, settings)
+    row = DECODERS[kind]
+    known = {key: value for key, value in row.knows.items() if getattr(settings, key) is None}
+    module = cast(_Module, importlib.import_module(row.module))
+    return module.build(outputs, replace(settings, kind=kind, **known))
 
 
 def refuse(kind: str, outputs: Sequence[Tensor], settings: Settings, expected: str) -> ModelError:
@@ -87,6 +141,14 @@ def refuse(kind: str, outputs: Sequence[Tensor], settings: Settings, expected: s
     return ModelError(
         f"{settings.where}: decoder {kind} can't read the outputs {shapes}; expected {expected} "
         f"(decoders: {', '.join(DECODERS)})"
+    )
+
+
+def ask(settings: Settings, what: str, key: str, values: str) -> UnsaidError:
+    return UnsaidError(
+        f"{settings.where}: decoder {settings.kind}: nothing tells {what}; give `{key}` in "
+        f"[decoder] of the manifest, or --{key}: {values}",
+        {f"--{key}": f"{what} (--{key}: {values})"},
     )
 
 
