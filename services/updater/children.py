@@ -15,6 +15,7 @@ from common import config
 from common.paths import PROJECT, Paths
 
 _PR_SET_PDEATHSIG = 1
+STOP_S = 3.0  # to end in good order
 
 
 class Outcome(IntEnum):
@@ -39,7 +40,7 @@ class Child:
         """
         self.until = time.monotonic() + limit_s
         self.what = module.rpartition(".")[2]
-        self._limit_s, self._settle = limit_s, settle
+        self._limit_s, self._settle, self._stopped = limit_s, settle, False
         command = [sys.executable, "-OO", "-m", module, str(os.getpid()), *arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT)
         self.fd = os.pidfd_open(self._process.pid)
@@ -51,6 +52,8 @@ class Child:
             return None
         said = self.close()
         outcome, status = Outcome.DIED, self._process.returncode
+        if self._stopped and status != Outcome.DONE:
+            return partial(self._settle, Outcome.LATER, "")
         if late:
             said = f"its {self.what} was not done within {self._limit_s:g} s"
         elif status in tuple(Outcome):
@@ -58,6 +61,12 @@ class Child:
         if outcome is Outcome.DIED:
             said = said or f"its {self.what} ended with status {status}"
         return partial(self._settle, outcome, said)
+
+    def stop(self) -> None:
+        """Have it end soon; what settles it is told LATER, and nothing said, unless it is done."""
+        if not self._stopped:
+            self._stopped, self.until = True, min(self.until, time.monotonic() + STOP_S)
+            self._process.terminate()
 
     def close(self) -> str:
         """End it; returns what it said."""
@@ -80,6 +89,7 @@ def _begin(parent: str) -> None:
     """An updater that starts anew clears what its predecessor's children were at: none of them may
     outlive it. Exits if the parent is gone already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(Outcome.LATER))
     if os.getppid() != int(parent):
         sys.exit(Outcome.LATER)
     os.nice(10)

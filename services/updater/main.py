@@ -45,6 +45,8 @@ def run(service: Service) -> None:
             for candidate in candidates.values():
                 try:
                     fd = child.fd if child else -1
+                    if child and signed.hinders(child):
+                        child.stop()
                     if child is not None and (settle := child.ended()) is not None:
                         poller.unregister(fd)
                         child = None

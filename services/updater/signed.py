@@ -65,6 +65,14 @@ class Signed:
             return self._check(place)
         return next((child for way in self.ways.values() if (child := way.next_step())), None)
 
+    def hinders(self, child: Child) -> bool:
+        """Whether a download, which may take hours, should make way: a check is due, or its window
+        has closed. It goes on where it ends."""
+        if child.what != "fetch":
+            return False
+        asked = (self._service.paths.run / REQUEST).exists()
+        return asked or self._due() is not None or any(w.overtime for w in self.ways.values())
+
     # -- checks ------------------------------------------------------------------------------
 
     def _due(self) -> str | None:

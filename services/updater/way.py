@@ -41,6 +41,7 @@ class Way:
             service.event("update.damaged", Severity.ERROR, problem)
             with suppress(OSError):
                 durable.set_aside(self._file)
+        self._fetching = False  # from the network
         self._reason = ""  # of the last check: why not more
         self._age_s: float | None = None  # of the live model
         self._level = ""  # of that
@@ -147,7 +148,7 @@ class Way:
             if not update.offline and not self._open(self._settings.download):
                 self._waits = "a download window"
                 return None
-            self._waits = ""
+            self._waits, self._fetching = "", not update.offline
             return self._child(
                 "services.updater.fetch", self.group,
                 limit_s=FETCH_S, settle=partial(self._fetched, update),
@@ -160,7 +161,16 @@ class Way:
             )  # fmt: skip
         return None
 
+    @property
+    def overtime(self) -> bool:
+        """Whether it downloads though its window has closed."""
+        return self._fetching and not self._open(self._settings.download)
+
     def _fetched(self, update: Update, outcome: Outcome, said: str) -> None:
+        self._fetching = False
+        made_way = outcome is Outcome.LATER and not said
+        if made_way or self.noted.update != update:  # or the record tells more
+            return
         try:
             fetched = msgspec.json.decode(said, type=Fetched)
         except msgspec.MsgspecError:  # it was killed
@@ -174,6 +184,8 @@ class Way:
             self._later(update, told, fetched.error, fetched.wait_s)
 
     def _installed(self, update: Update, outcome: Outcome, said: str) -> None:
+        if self.noted.update != update:  # the record has told already
+            return
         again = outcome is Outcome.DIED and self._tries < INSTALLS
         if outcome is Outcome.LATER or again:
             self._later(update, "waits", said, RETRY_S)

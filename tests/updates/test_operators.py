@@ -3,16 +3,20 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.paths import PROJECT
-from common.updates import REPORT, REQUEST
+from common.updates import REPORT, REQUEST, Report
 from tests.servers.updates import Fault
 from tests.support import until
 from tests.updates.attacks import Stage, staged
 from tests.updates.device import Device
+
+FAKETIME = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
 
 
 @pytest.fixture
@@ -50,3 +54,40 @@ def test_two_ask_at_once_and_the_updater_dies(stage: Stage) -> None:
         for one in both:
             one.kill()
             one.communicate()
+
+
+def until_begun(device: Device) -> None:
+    """Until some of the bundle is there."""
+    partial = device.paths.updates / "partial"
+    until(lambda: any(one.stat().st_size for one in partial.glob("*")), 20, "a first block")
+
+
+def test_a_download_makes_way_for_a_check(stage: Stage) -> None:
+    """It may take hours: what is withdrawn meanwhile, or asked, is not to wait for it."""
+    device = stage.device("rate_kb_s = 2\n")
+    device.check()
+    until_begun(device)
+    assert "on its way: download" in device.check().lines[0]
+    assert device.until_step("activate").bytes == 10240
+    assert [one.step for one in device.history] == ["found", "download", "install", "activate"]
+
+
+@pytest.mark.skipif(not FAKETIME, reason="needs faketime")
+def test_a_download_ends_with_its_window(stage: Stage) -> None:
+    tomorrow, clock = datetime.now() + timedelta(days=1), stage.folder / "clock"  # local time
+    clock.write_text(f"{tomorrow:%Y-%m-%d} 12:00:30")
+    device = stage.device('rate_kb_s = 1\ndownload = ["12:00-12:01"]\n', start=False)
+    device.start(
+        LD_PRELOAD=str(FAKETIME[0]), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
+        DONT_FAKE_MONOTONIC="1", NO_FAKE_STAT="1",
+    )  # fmt: skip
+    device.check()
+    until_begun(device)
+    clock.write_text(f"{tomorrow:%Y-%m-%d} 12:01:30")
+
+    def waits() -> str:
+        report = msgspec.json.decode((device.paths.run / REPORT).read_bytes(), type=Report)
+        return report.groups["main"].waits
+
+    until(lambda: waits() == "a download window", 20, "the end of its window")
+    assert [one.step for one in device.history] == ["found"]
