@@ -22,6 +22,7 @@ COMMANDS = {
     ),
     "update": ("services.cli.update", "signed updates: check now, progress, what became of them"),
     "rollback": ("services.cli.rollback", "go back to the model before, or end a test"),
+    "engines": ("services.cli.engines", "runtimes and their devices here, and why one is missing"),
     "tap": ("services.cli.tap", "look inside: topics, messages, rates, the newest picture"),
     "view": ("services.cli.view", "a page to look through: every camera, live"),
     "run-model": ("services.cli.run_model", "one model on pictures, without any service"),

@@ -1,5 +1,5 @@
 """The model that a lane runs: the variant that its bundle prefers, on an accelerator say, and the
-CPU variant while that can't be had. A lost accelerator is looked for again beside the work.
+next that runs while that can't be had. A lost accelerator is looked for again beside the work.
 
 Everything but the loading itself happens on the lane's main thread, while no inference runs.
 Tested with a pretend accelerator (tests/fake_delegate); a real Edge TPU has not been tried yet.
@@ -24,6 +24,7 @@ WELL_S = 60.0  # an accelerator that ran so long is looked for eagerly again whe
 STOPPING_S = 1.0  # what stopping waits for an attempt; a hung one is left behind
 
 LOST, BACK, BUSY = "accelerator.lost", "accelerator.back", "accelerator.busy"
+FALLBACK = "model.fallback"
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Strikes:
 
 
 class Engines:
-    """`degraded`: why the lane is not on the accelerator that its bundle prefers; "" where it is.
+    """`degraded`: why the lane does not run what its bundle prefers; "" where it does.
 
     `exclusive`: whether that accelerator is for one process at a time; `busy`: whether another uses
     it. `notices`: what happened, as pairs of an event's code and text; the lane takes them from
@@ -135,10 +136,12 @@ class Engines:
             self._unavailable(STRUCK, False)
             return
         model = self._load()
-        self.model, self.degraded, self.busy = model, "", False
+        self.model, self.degraded, self.busy = model, model.fallback_reason, False
         self._since_s = time.monotonic()
         if self._accelerated and not model.accelerator and model.fallback_reason:
             self._unavailable(model.fallback_reason, model.accelerator_busy)
+        elif model.fallback_reason:
+            self._say(FALLBACK, f"on {model.runtime}: {model.fallback_reason}")
 
     @property
     def holds_accelerator(self) -> bool:
@@ -179,7 +182,8 @@ class Engines:
                 return model
             if not attempt.abandoned:
                 self._unavailable(attempt.failure, attempt.busy)
-        if not self.degraded or not self._wanted or time.monotonic() < self._backoff.due_s:
+        looking = self._accelerated and not on_it and self.degraded and self._wanted
+        if not looking or time.monotonic() < self._backoff.due_s:
             return None
         if self._strikes.pause_s > 0:
             self._unavailable(STRUCK, False)
@@ -192,7 +196,7 @@ class Engines:
         """Go over to a model that `retry` returned."""
         if self.model is not None:
             self.model.close()
-        self.model, self.degraded, self.busy = model, "", False
+        self.model, self.degraded, self.busy = model, model.fallback_reason, False
         self._since_s = time.monotonic()
         if self._said:
             self.notices.append((BACK, f"{model.name} is on {model.accelerator} again"))

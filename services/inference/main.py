@@ -76,7 +76,8 @@ class Loader:
     def _load(self, path: Path) -> Engines:
         settings = self._settings
         bundle = open_bundle(path, score=settings.score)
-        options = Options(settings.threads, settings.spinning, settings.memory_arena)
+        cache = self._service.paths.root / "engines"
+        options = Options(settings.threads, settings.spinning, settings.memory_arena, cache)
         engines = Engines(bundle, options, settings.runtime, self._service.paths.run)
         if self._seat.record.live != self._seat.lane and not self._seat.candidate:
             engines.give_up_accelerator()  # an exclusive one is not for a standby

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # `vigil engines` reads the table without them
     from common.engine.preprocess import Array, Tensor
 
 BUFFERS = 2  # one is prepared while the other is inferred
+KEPT = 32  # files in a cache
 Constants = dict[str, float | list[float]]  # of inputs beside the picture, by name
 
 
@@ -73,10 +74,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Device:
-    """What a variant's `device` may be."""
+    """What a variant's `device` or `delegate` may be.
+
+    A sign is a pattern of files below /, such as `dev/nvidia[0-9]*`; behind a `=`, how such a file
+    has to begin.
+    """
 
     packages: tuple[str, ...] = ()  # distributions whose build of the runtime has it; (): any
-    signs: tuple[str, ...] = ()  # patterns; a file of any of them shows that it is here
+    signs: tuple[str, ...] = ()  # any of them shows that it is here
     tried: bool = False  # whether Vigil was ever run on it
 
 
@@ -87,17 +92,22 @@ class Row:
     extra: str  # of pyproject.toml, which installs it
     packages: tuple[str, ...]  # distributions that it comes in, any of them
     devices: dict[str, Device]  # the first is the one where a variant names none
-    delegates: bool = False  # whether it can load an accelerator's library
+    delegates: dict[str, Device] = field(default_factory=dict)  # libraries of accelerators
 
 
 _CPU = Device(tried=True)
-_NVIDIA = ("/dev/nvidia[0-9]*", "/dev/nvhost-gpu", "/dev/nvgpu/igpu*")  # the latter two: Jetson
+_NVIDIA = ("dev/nvidia[0-9]*", "dev/nvhost-gpu", "dev/nvgpu/igpu*")  # the latter two: Jetson
+_EDGE_TPU = (  # on PCIe; on USB before its first use and after
+    "dev/apex_*", "sys/bus/usb/devices/*/modalias=usb:v1A6Ep089A",
+    "sys/bus/usb/devices/*/modalias=usb:v18D1p9302",
+)  # fmt: skip
 _CUDA = Device(("onnxruntime-gpu",), _NVIDIA)
 
 RUNTIMES = {
     "litert": Row(
         "common.engine.runtimes.litert", ("tflite",), "litert",
-        ("ai-edge-litert", "tflite-runtime"), {"CPU": _CPU}, delegates=True,
+        ("ai-edge-litert", "tflite-runtime"), {"CPU": _CPU},
+        {"libedgetpu.so.1": Device(signs=_EDGE_TPU)},  # any other works the same way
     ),
     "onnxruntime": Row(
         "common.engine.runtimes.ort", ("onnx",), "onnx",
@@ -110,8 +120,8 @@ RUNTIMES = {
     "openvino": Row(
         "common.engine.runtimes.openvino", ("xml", "onnx", "tflite"), "openvino", ("openvino",),
         {
-            "CPU": _CPU, "GPU": Device(signs=("/dev/dri/renderD*",)),
-            "NPU": Device(signs=("/dev/accel/accel*",)),
+            "CPU": _CPU, "GPU": Device(signs=("sys/class/drm/renderD*/device/vendor=0x8086",)),
+            "NPU": Device(signs=("dev/accel/accel*",)),
         },
     ),
     "tensorrt": Row(
@@ -136,7 +146,19 @@ def load(runtime: str, path: Path, options: Options) -> Runtime:
             f"{path.name}: runtime {runtime} is not installed ({error}); "
             f"install the extra `{RUNTIMES[runtime].extra}`"
         ) from error
+    if options.cache is not None:
+        _trim(options.cache)
     return module.load(path, options)
+
+
+def _trim(folder: Path) -> None:
+    """Keep the newest `KEPT` of what was built for this device."""
+    try:
+        found = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in found[KEPT:]:
+            path.unlink()
+    except OSError:  # there is none, another process does the same, or the disk is read-only
+        return
 
 
 def split_inputs(
