@@ -3,6 +3,8 @@
     samples/samples.json   [{"file": "a.png", "items": [{"label": "nut", "box": [x1, y1, x2, y2]}]}]
     samples/a.png ...      PNG or JPEG; boxes are in pixels of that picture
 
+An anomalous picture's answer has an item `anomaly`, a normal one's has none.
+
 A model is accepted where it finds what is expected, fast enough, on the device's own accelerator.
 """
 
@@ -19,6 +21,7 @@ import numpy as np
 from msgspec import Meta
 
 from common.engine.bundle import Bundle
+from common.engine.decoders import ANOMALY, DECODERS
 from common.engine.matching import Box, match
 from common.engine.model import Model
 from common.engine.preprocess import Picture
@@ -63,7 +66,7 @@ class Sample:
 class SelfTest:
     """What a model reached. `refused` says which limit it missed, "" if none."""
 
-    accuracy: float | None  # 0..1: F1, or the share of right classes; None without samples
+    accuracy: float | None  # 0..1: F1, or the share judged rightly; None without samples
     latency_p99_ms: float | None  # of `infer` alone; None where it did not get so far
     samples: int
     refused: str
@@ -93,6 +96,9 @@ def load_samples(bundle: Bundle) -> list[Sample]:
     folder = bundle.path / FOLDER
     if not folder.is_dir():
         return []
+    kind = bundle.manifest.decoder.kind or bundle.facts[0].decoder
+    if kind is not None and DECODERS[kind].task == "anomaly":
+        return read_samples(folder, [ANOMALY])
     return read_samples(folder, bundle.labels or bundle.facts[0].labels)
 
 
@@ -197,9 +203,9 @@ def accuracy(task: str, answers: Sequence[Sequence[Item]], samples: Sequence[Sam
     Detection: F1 = 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall (van
     Rijsbergen, Information Retrieval, 1979, chapter 7), things matched as `matching` has it; 1
     where nothing is expected and nothing found. Classification: the share of samples with the
-    expected class first (top-1).
+    expected class first (top-1). Anomaly: the share rightly found anomalous, or normal.
     """
-    if task == "classification":
+    if task != "detection":
         right = sum(
             [item.label for item in items[:1]] == [item.label for item in sample.items[:1]]
             for items, sample in zip(answers, samples, strict=True)

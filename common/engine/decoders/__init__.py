@@ -42,9 +42,11 @@ _SCORES = {"activation": "none", "objectness": False}
 _YOLO = _SCORES | {"boxes": "xywh", "normalised": False}
 
 DECODERS = {
+    "anomaly": Row("common.engine.decoders.anomaly", "anomaly"),
     "classification": Row(
         "common.engine.decoders.classification", "classification", takes=("activation",)
     ),
+    "reconstruction": Row("common.engine.decoders.reconstruction", "anomaly", with_input=True),
     "ssd": Row(_NMS, knows={"boxes": "yxyx", "normalised": True}),
     "nms": Row(_NMS, takes=("boxes", "normalised", "columns")),
     "detection-output": Row(
