@@ -233,6 +233,7 @@ class Store:
             LockedError, StorageError: some are still there.
         """
         removed = []
+        self._sweep()  # a power cut may have left a folder under both its names
         with self.held() as record:
             changed = slots.clean_up(record)
             if changed != record:
@@ -245,9 +246,12 @@ class Store:
             except OSError as error:
                 text = f"{error.filename}: can't be removed: {error.strerror}"
                 raise StorageError(text) from error
+        self._sweep()
+        return removed
+
+    def _sweep(self) -> None:
         for path in self.staging.glob("*.gone"):
             shutil.rmtree(path, ignore_errors=True)
-        return removed
 
 
 def render(sequence: int, record: Record) -> bytes:

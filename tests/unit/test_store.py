@@ -602,6 +602,15 @@ def test_clean_up_goes_on_where_it_was_killed(paths: Paths) -> None:
     assert list(one.staging.iterdir()) == []
 
 
+def test_clean_up_where_a_power_cut_left_a_folder_under_both_its_names(paths: Paths) -> None:
+    one = opened(paths)
+    name = adopted(one)
+    shutil.copytree(one.path(name), one.staging / f"{name}.gone")
+    one.commit(lambda record: slots.discard(record, name))
+    assert one.clean_up() == [name]
+    assert list(one.staging.iterdir()) == []
+
+
 def test_the_format(paths: Paths) -> None:
     record = slots.fitted(Record(), 2)
     content = render(7, record)
