@@ -156,6 +156,8 @@ class Signed:
         for left in self._partial.glob("*"):
             if left.name.removesuffix(".synced") not in wanted:
                 durable.remove(left)
+        with suppress(OSError):  # before a new file, of which an old note would say too much
+            durable.sync_folder(self._partial)
 
     def _reply(self, reply: Reply) -> None:
         path = self._service.paths.run / REQUEST
