@@ -1,4 +1,4 @@
-"""Bundles: a folder of manifest.toml, model files and labels; or a bare .onnx or .tflite file.
+"""Bundles: a folder of manifest.toml, model files and labels; or a bare model file.
 
 The manifest says only what the model files don't. `open_bundle` checks that every file is whole
 and of its type; whether model and manifest fit together shows when `Model.load` opens the runtime.
@@ -16,7 +16,7 @@ from msgspec import Meta
 from common.digest import digest
 from common.engine.decoders import DECODERS, Task
 from common.engine.decoders.anchors import Anchors
-from common.engine.facts import Facts, read_facts, read_labels
+from common.engine.facts import SUFFIXES, Facts, read_facts, read_labels, read_text
 from common.engine.preprocess import Colour, Resize
 from common.engine.runtimes import RUNTIMES, Constants
 from common.errors import ModelError
@@ -78,7 +78,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What the model wants to see. A value of its input is (pixel - mean) / scale."""
 
     resize: Resize | None = None
-    pad: Annotated[int, Meta(ge=0, le=255)] = 114  # pixel value beside a letterboxed picture
+    pad: Annotated[int, Meta(ge=0, le=255)] | None = None  # beside a letterboxed picture; 114
     colour: Colour | None = None
     mean: Channels | None = None  # one value, or one a channel in the order of `colour`
     scale: Channels | None = None  # divides: 255 brings pixels to 0..1
@@ -94,7 +94,7 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     labels: str | None = None  # file beside the manifest
     activation: Literal["none", "softmax", "sigmoid"] | None = None  # still to be applied
     score: Share | None = None  # report nothing below; default 0.4, classes and anomalies 0
-    iou: Share = 0.45  # overlap at which the weaker of two boxes of a class goes
+    iou: Share | None = None  # overlap at which the weaker of two boxes of a class goes; 0.45
     max_items: Positive | None = None  # default 100, classification 5
     outputs: list[str] | None = None  # those to be read, where the model has others too
     threshold: float | None = None  # from this score on, as the model gives it, an anomaly
@@ -167,7 +167,7 @@ def open_bundle(path: Path, **overrides: Any) -> Bundle:
     """Read and check a bundle.
 
     Args:
-        path: a bundle folder, or a .onnx or .tflite file.
+        path: a bundle folder, or a model file.
         overrides: fields of `Input` and `Decoder` by name, put in place of the manifest's;
             a `labels` file is looked for from the current folder. None is no override.
 
@@ -191,7 +191,11 @@ def open_bundle(path: Path, **overrides: Any) -> Bundle:
     facts = tuple(read_facts(file) for file in files)
     if labels is None and manifest.decoder.labels is not None:
         labels = _inside(root, manifest.decoder.labels, where)
-    contents = [file for file in sorted(path.rglob("*")) if file.is_file()] if folder else [path]
+    contents = (
+        [file for file in sorted(path.rglob("*")) if file.is_file()]
+        if folder
+        else [path, *(root / name for name in facts[0].beside)]
+    )
     return Bundle(
         path,
         manifest,
@@ -220,8 +224,7 @@ def _read_toml(where: Path) -> dict[str, Any]:
         return tomllib.loads(where.read_text())
     except FileNotFoundError as error:
         raise ModelError(
-            f"{where.parent}: has no {MANIFEST}; expected a bundle folder, "
-            "or a .onnx or .tflite file"
+            f"{where.parent}: has no {MANIFEST}; expected a bundle folder, or a {SUFFIXES} file"
         ) from error
     except OSError as error:
         raise ModelError(f"{where}: can't be read: {error.strerror}") from error
@@ -264,9 +267,4 @@ def _check_runtime(variant: Variant, file: Path, where: Path) -> None:
 
 
 def _labels(path: Path) -> tuple[str, ...]:
-    try:
-        return read_labels(path.read_text(encoding="utf-8-sig"), str(path))
-    except OSError as error:
-        raise ModelError(f"{path}: labels can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path}: labels are no UTF-8 text: {error}") from error
+    return read_labels(read_text(path, "labels"), str(path))

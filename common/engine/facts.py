@@ -45,7 +45,9 @@ class Facts:
     size: tuple[int, int] | None = None  # height, width
     score: float | None = None  # report nothing below
     iou: float | None = None
-    threshold: float | None = None  # anomalous above; the ends of the scores' range, to go with it
+    normalised: bool | None = None  # whether boxes reach from 0 to 1, not in pixels
+    threshold: float | None = None  # from this score on an anomaly; the others see bundle.Decoder
+    pixel_threshold: float | None = None
     minimum: float | None = None
     maximum: float | None = None
     custom_operators: tuple[str, ...] = ()

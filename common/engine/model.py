@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +144,15 @@ class Model:
                 f"{path}: decoder {kind} has no use for `{useless[0]}` of [decoder]; "
                 f"expected {' or '.join(row.takes) or 'none such'}"
             )
-        options["activation"] = given.activation or facts.activation
+        for key in row.takes:
+            if options[key] is None:
+                options[key] = getattr(facts, key, None)
+
+        def either(key: str, default: float | None = None) -> Any:
+            value = getattr(given, key)
+            value = getattr(facts, key) if value is None else value
+            return default if value is None else value
+
         planes = (spec.height, spec.width)
         buffers = engine.allocate(
             (1, spec.channels, *planes) if spec.layout == "nchw" else (1, *planes, spec.channels)
@@ -153,16 +161,16 @@ class Model:
         settings = Settings(
             where=str(path),
             labels=labels,
-            score=given.score if given.score is not None else 0.4 * (row.task == "detection"),
-            iou=given.iou,
+            score=either("score", 0.4 * (row.task == "detection")),
+            iou=either("iou", 0.45),
             max_items=given.max_items or (5 if classifies else 100),
             height=spec.height,
             width=spec.width,
             roles=facts.roles,
-            threshold=given.threshold,
-            pixel_threshold=given.pixel_threshold,
-            minimum=given.minimum,
-            maximum=given.maximum,
+            threshold=either("threshold"),
+            pixel_threshold=either("pixel_threshold"),
+            minimum=either("minimum"),
+            maximum=either("maximum"),
             error=given.error,
             folder=bundle.path if bundle.path.is_dir() else bundle.path.parent,
             **options,

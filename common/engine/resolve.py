@@ -31,6 +31,7 @@ def resolve(manifest: Manifest, facts: Facts, tensor: Tensor, where: str) -> tup
             "how a picture is brought to the input's size (`resize` in [input], or --resize "
             "letterbox, letterbox-top-left or stretch)"
         )
+    pads = [pad for pad in (given.pad, facts.pad, 114) if pad is not None]
     mean, scale = _normalisation(given, facts, tensor, channels, where, missing)
     kind = manifest.decoder.kind or facts.decoder
     if kind is None:
@@ -47,7 +48,7 @@ def resolve(manifest: Manifest, facts: Facts, tensor: Tensor, where: str) -> tup
         )
     spec = InputSpec(
         layout=layout, height=size[0], width=size[1], dtype=tensor.dtype,
-        quantisation=tensor.quantisation, resize=resize, colour=colour, pad=given.pad,
+        quantisation=tensor.quantisation, resize=resize, colour=colour, pad=pads[0],
         mean=mean, scale=scale,
     )  # fmt: skip
     return spec, kind

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import cv2
 import msgspec
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.engine.bundle import open_bundle
-from common.engine.decoders import DECODERS
+from common.engine.facts import SUFFIXES
 from common.engine.model import Model
-from common.engine.preprocess import Colour, Resize
 from common.engine.runtimes import RUNTIMES, Options
 from common.errors import SourceError, StorageError
 from services.cli.draw import draw
+from services.cli.flags import add_flags, overrides
 
 PARTLY = 2  # exit status: done, but not for every picture
 
@@ -39,31 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a bundle folder, or a .onnx or .tflite file")
+    add("model", type=Path, metavar="MODEL", help=f"a bundle folder, or a {SUFFIXES} file")
     add("pictures", type=Path, nargs="+", metavar="PICTURE")
     add("--out", type=Path, default=Path(), metavar="DIR", help="for the drawn pictures (here)")
     add("--threads", type=int, default=1, metavar="N", help="of the runtime (1)")
     add("--runtime", choices=RUNTIMES, help="only this runtime's variants of a bundle")
-    group = parser.add_argument_group("what the file doesn't say, or says wrong")
-    add = group.add_argument
-    add("--labels", type=Path, metavar="FILE", help="a class a line")
-    add("--decoder", dest="kind", choices=DECODERS, help="how the outputs are read")
-    add("--activation", choices=("none", "softmax", "sigmoid"), help="still to be applied")
-    add("--score", type=float, metavar="S", help="report nothing below (0.4; classes: 0)")
-    add("--colour", choices=get_args(Colour), help="order of the input's channels")
-    add("--mean", type=_numbers, metavar="M[,M,M]", help="input = (pixel - mean) / scale")
-    add("--scale", type=_numbers, metavar="S[,S,S]", help="255 for 0..1, 127.5 for -1..1")
-    add("--resize", choices=get_args(Resize), help="how a picture comes to the input's size")
-    add("--size", type=_size, metavar="HxW", help="of an input that leaves it open")
-    add("--layout", choices=("nchw", "nhwc"), help="where the shape leaves it open")
+    add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Raises VigilError where nothing can be done at all."""
-    flags = ("kind", "activation", "score", "colour", "mean", "scale", "resize", "size", "layout")
-    bundle = open_bundle(
-        args.model, labels=args.labels, **{key: getattr(args, key) for key in flags}
-    )
+    bundle = open_bundle(args.model, labels=args.labels, **overrides(args))
     model = Model.load(bundle, Options(threads=args.threads), args.runtime)
     model.warm_up()
     try:
@@ -74,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     names: set[str] = set()
     for path in args.pictures:
         try:
-            print(json.dumps(_judge(model, path, args.out, names)), flush=True)
+            target = args.out / f"{_name(path, names)}.vigil.png"
+            print(json.dumps(judge(model, path, target)), flush=True)
             done += 1
         except SourceError as error:
             print(f"vigil: {error}", file=sys.stderr)
@@ -82,8 +69,13 @@ def run(args: argparse.Namespace) -> int:
     return 0 if done == len(args.pictures) else PARTLY if done else 1
 
 
-def _judge(model: Model, path: Path, out: Path, names: set[str]) -> dict[str, Any]:
-    """One picture through the model, drawn and told."""
+def judge(model: Model, path: Path, target: Path) -> dict[str, Any]:
+    """One picture through the model, drawn into `target` and told.
+
+    Raises:
+        SourceError: the picture can't be read.
+        StorageError: the drawn one can't be written.
+    """
     picture = _read(path)
     times = [time.monotonic_ns()]
     geometry = model.prepare(picture, 0)
@@ -97,12 +89,6 @@ def _judge(model: Model, path: Path, out: Path, names: set[str]) -> dict[str, An
         step: round((after - before) / 1e6, 3)
         for step, before, after in zip(steps, times, times[1:], strict=False)
     }
-    name, count = path.stem, 1
-    while name in names:  # pictures of one name from several folders
-        count += 1
-        name = f"{path.stem}-{count}"
-    names.add(name)
-    target = out / f"{name}.vigil.png"
     caption = f"{path.name}  {model.name} {model.version}  {spent['infer']:.1f} ms"
     ok, data = cv2.imencode(".png", draw(picture, items, caption))
     if not ok:
@@ -125,6 +111,16 @@ def _judge(model: Model, path: Path, out: Path, names: set[str]) -> dict[str, An
         "fallback_reason": model.fallback_reason,
         "drawn": str(target),
     }
+
+
+def _name(path: Path, names: set[str]) -> str:
+    """The picture's name, with a number where another folder's has it too."""
+    name, count = path.stem, 1
+    while name in names:
+        count += 1
+        name = f"{path.stem}-{count}"
+    names.add(name)
+    return name
 
 
 def _plain(item: dict[str, Any]) -> dict[str, Any]:
@@ -150,12 +146,3 @@ def _read(path: Path) -> NDArray[np.uint8]:
         what = "is empty" if not data.size else "is no picture, or damaged"
         raise SourceError(f"{path}: {what}; expected a JPEG, PNG, BMP or another that OpenCV reads")
     return np.asarray(picture, np.uint8)
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _size(text: str) -> list[int]:
-    height, width = text.lower().split("x")
-    return [int(height), int(width)]

@@ -104,6 +104,8 @@ def ultralytics(said: Any, facts: Facts, path: Path, where: str) -> None:
         if isinstance(names, dict):
             names = [names[str(index)] for index in range(len(names))]
         labels = tuple(str(name) for name in names)
+        if not labels or isinstance(names, str):
+            raise ValueError("no names")
         height, width = size or (0, 0)
         shape = (int(height), int(width)) if size else None
         task = said.get("task")
@@ -119,18 +121,20 @@ def ultralytics(said: Any, facts: Facts, path: Path, where: str) -> None:
         facts.say(where, decoder="classification", activation="none")
     else:
         facts.say(where, resize="letterbox", pad=114)
-        facts.say(where, decoder="yolov8" if task else None)
+        facts.say(where, decoder="yolov8" if task else "yolov5")  # that one's has no task yet
+        facts.say(where, normalised=facts.format == "tflite" or None)
 
 
 def anomalib(said: Any, facts: Facts, path: Path, where: str) -> None:
     """Raises ModelError: a threshold, or an end of the range that goes with it, is no number."""
     if not isinstance(said, dict) or "image_threshold" not in said:
         return
-    keys = ("image_threshold", "pred_scores.min", "pred_scores.max")
+    keys = ("image_threshold", "pixel_threshold", "pred_scores.min", "pred_scores.max")
     if "pred_scores.min" not in said:  # before 1.0: of map and score together
-        keys = ("image_threshold", "min", "max")
-    threshold, minimum, maximum = (_number(said, key, path, where) for key in keys)
-    facts.say(where, threshold=threshold, minimum=minimum, maximum=maximum, decoder="anomaly")
+        keys = (*keys[:2], "min", "max")
+    threshold, pixels, minimum, maximum = (_number(said, key, path, where) for key in keys)
+    facts.say(where, threshold=threshold, pixel_threshold=pixels, minimum=minimum, maximum=maximum)
+    facts.say(where, decoder="anomaly")
 
 
 _RESIZES = {
@@ -167,17 +171,18 @@ def model_info(said: dict[str, str], facts: Facts, path: Path, where: str) -> No
             mean=_numbers(said, "mean_values", path, where),
             scale=_numbers(said, "scale_values", path, where),
         )
-        pad = _number(said, "pad_value", path, where)
-        facts.say(where, pad=None if pad is None else min(max(int(pad), 0), 255))
-    score, iou, threshold, spread = (
+        pad = _number(said, "pad_value", path, where) or 0  # Model API's default
+        facts.say(where, pad=min(max(int(pad), 0), 255) if "resize" in facts.said else None)
+    score, iou, threshold, pixels, spread = (
         _number(said, key, path, where)
         for key in (
-            "confidence_threshold", "iou_threshold", "image_threshold", "normalization_scale"
+            "confidence_threshold", "iou_threshold", "image_threshold", "pixel_threshold",
+            "normalization_scale",
         )
     )  # fmt: skip
     labels = tuple(said.get("labels", "").split()) or None
     facts.say(where, labels=labels if decoder != "anomaly" else None, decoder=decoder)
-    facts.say(where, score=score, iou=iou, threshold=threshold)
+    facts.say(where, score=score, iou=iou, threshold=threshold, pixel_threshold=pixels)
     if spread is not None:  # only the difference counts
         facts.say(where, minimum=0.0, maximum=spread)
 

@@ -49,7 +49,7 @@ def read(data: mmap.mmap, path: Path, facts: Facts) -> None:
         if last is not None and last[0] in (_SOFTMAX, _LOGISTIC):
             facts.say("its graph", activation="none")
     files = _packed(data, path)
-    for name in ("metadata.json", "temp_meta.txt"):  # of newer and older exporters
+    for name in ("metadata.json", "temp_meta.txt", "meta.txt"):  # Ultralytics, ever older
         if name in files:
             where = f"{name} packed into it"
             exporters.ultralytics(
