@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from tuf.api.metadata import TargetFile
 
 from common import durable
@@ -21,6 +22,9 @@ from scripts.repository import Repository
 from tests import onnx_files
 from tests.support import until
 
+# Preloaded: the command faketime is a process in between, whose end would leave the updater alone.
+_FAKETIME = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
+needs_faketime = pytest.mark.skipif(not _FAKETIME, reason="needs faketime")
 CONFIG = """
 [cameras.belt]
 source = "virtual"
@@ -87,16 +91,22 @@ class Device:
         self.log = root / "updater.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *before: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, clock: Path | None = None) -> subprocess.Popen[bytes]:
         """
         Args:
-            before: a command to run it under.
+            clock: a file with what it takes for the system's clock, as faketime has it.
         """
+        environment = self.environment
+        if clock:
+            environment = environment | {
+                "LD_PRELOAD": str(_FAKETIME[0]), "FAKETIME_TIMESTAMP_FILE": str(clock),
+                "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
+            }  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*before, sys.executable, "-OO", "-m", "services.updater.main"],
+                [sys.executable, "-OO", "-m", "services.updater.main"],
                 cwd=PROJECT,
-                env=self.environment | environment,
+                env=environment,
                 stderr=log,
             )
         return self.process

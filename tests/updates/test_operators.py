@@ -14,9 +14,7 @@ from common.updates import REPORT, REQUEST, Report
 from tests.servers.updates import Fault
 from tests.support import until
 from tests.updates.attacks import Stage, staged
-from tests.updates.device import Device
-
-FAKETIME = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
+from tests.updates.device import Device, needs_faketime
 
 
 @pytest.fixture
@@ -72,15 +70,12 @@ def test_a_download_makes_way_for_a_check(stage: Stage) -> None:
     assert [one.step for one in device.history] == ["found", "download", "install", "activate"]
 
 
-@pytest.mark.skipif(not FAKETIME, reason="needs faketime")
+@needs_faketime
 def test_a_download_ends_with_its_window(stage: Stage) -> None:
     tomorrow, clock = datetime.now() + timedelta(days=1), stage.folder / "clock"  # local time
     clock.write_text(f"{tomorrow:%Y-%m-%d} 12:00:30")
     device = stage.device('rate_kb_s = 1\ndownload = ["12:00-12:01"]\n', start=False)
-    device.start(
-        LD_PRELOAD=str(FAKETIME[0]), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
-        DONT_FAKE_MONOTONIC="1", NO_FAKE_STAT="1",
-    )  # fmt: skip
+    device.start(clock)
     device.check()
     until_begun(device)
     clock.write_text(f"{tomorrow:%Y-%m-%d} 12:01:30")

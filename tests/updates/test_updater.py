@@ -3,7 +3,6 @@ kills, full disks, ages."""
 
 import os
 import random
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from services.updater.signed import pause_s
 from tests.servers.updates import Fault
 from tests.support import until
 from tests.updates.attacks import Stage, staged
-from tests.updates.device import Device, publish
+from tests.updates.device import Device, needs_faketime, publish
 
 
 @pytest.fixture
@@ -112,13 +111,12 @@ def test_when_it_asks_again(checked: Checked, failures: int, mean_s: float) -> N
     assert pause_s(checked, failures, 3600.0) == mean_s
 
 
-@pytest.mark.skipif(shutil.which("faketime") is None, reason="needs faketime")
+@needs_faketime
 @pytest.mark.parametrize("year", [1970, 2100])
 def test_a_clock_that_is_wrong(stage: Stage, year: int) -> None:
-    device = stage.device(start=False)
-    device.start(
-        "faketime", "-f", f"@{year}-01-02 00:00:00", DONT_FAKE_MONOTONIC="1", NO_FAKE_STAT="1"
-    )
+    device, clock = stage.device(start=False), stage.folder / "clock"
+    clock.write_text(f"@{year}-01-02 00:00:00")
+    device.start(clock)
     reply = device.check()
     if year == 1970:
         assert reply.begun == {"main": stage.first}, reply
