@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,30 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.engine.decoders import DECODERS, Decode, Settings, build
+from common.engine.decoders import DECODERS, Decode, build
 from common.engine.decoders.boxes import best_of, suppress
 from common.engine.preprocess import Geometry, Tensor
 from common.errors import EngineError, ModelError
-from common.messages import Item
-
-SIDE = 64
-CELLS = 8 * 8 + 4 * 4 + 2 * 2
-WHOLE = Geometry(SIDE, SIDE, 1.0, 1.0, 0, 0)
-LABELS = ("scratch", "dent", "stain")
-INT8 = np.dtype(np.int8)
-FLOAT = np.dtype(np.float32)
-
-
-def wanted(**changes: Any) -> Settings:
-    values: dict[str, Any] = {
-        "where": "m.onnx", "labels": LABELS, "activation": None, "score": 0.4, "iou": 0.45,
-        "max_items": 100, "height": SIDE, "width": SIDE, "roles": {},
-    }  # fmt: skip
-    return Settings(**values | changes)
-
-
-def floats(*shapes: tuple[int, ...], names: str = "abcd") -> list[Tensor]:
-    return [Tensor(name, shape, FLOAT) for name, shape in zip(names, shapes, strict=False)]
+from tests.naive_boxes import (
+    CELLS,
+    FLOAT,
+    SIDE,
+    WHOLE,
+    floats,
+    naive_suppress,
+    same,
+    wanted,
+)
 
 
 def yolox_raw(seed: int = 0, classes: int = 3) -> NDArray[np.float32]:
@@ -43,23 +32,6 @@ def yolox_raw(seed: int = 0, classes: int = 3) -> NDArray[np.float32]:
     raw = random.normal(0, 1, (1, CELLS, 5 + classes)).astype(np.float32)
     raw[..., 4:] = random.uniform(0, 1, (1, CELLS, 1 + classes)) ** 2
     return raw
-
-
-def naive_overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    inner = width * height
-    return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
-
-
-def naive_suppress(found: list[tuple[float, int, list[float]]], iou: float) -> list[Any]:
-    """Greedy, a class at a time, best first; `found` is (score, class, corners)."""
-    kept: list[tuple[float, int, list[float]]] = []
-    for score, index, box in sorted(found, key=lambda one: -one[0]):
-        rivals = [other for _, other_index, other in kept if other_index == index]
-        if all(naive_overlap(box, other) <= iou for other in rivals):
-            kept.append((score, index, box))
-    return kept
 
 
 def naive_yolox(raw: NDArray[np.float32], score: float = 0.4) -> list[Any]:
@@ -76,20 +48,6 @@ def naive_yolox(raw: NDArray[np.float32], score: float = 0.4) -> list[Any]:
                 corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
                 found.append((objectness * classes[best], best, corners))
     return naive_suppress(found, 0.45)
-
-
-def same(items: list[Item], kept: list[Any]) -> None:
-    """The naive list, clipped to the picture, without what lies outside."""
-    inside = []
-    for score, index, box in kept:
-        clipped = np.clip(box, 0, SIDE)
-        if clipped[2] - clipped[0] >= 0.1 and clipped[3] - clipped[1] >= 0.1:
-            inside.append((score, index, clipped))
-    assert [item.index for item in items] == [index for _, index, _ in inside]
-    for item, (score, index, box) in zip(items, inside, strict=True):
-        assert item.label == LABELS[index]
-        assert item.score == pytest.approx(score, abs=1e-5)
-        assert item.box == pytest.approx(tuple(box), abs=1e-3)
 
 
 # --- non-maximum suppression -------------------------------------------------------------------
@@ -180,7 +138,7 @@ def test_yolox_int8_dequantises_each_output_by_its_own_scale() -> None:
     ):
         stored = np.clip(np.rint(part / scale) + zero, -128, 127).astype(np.int8)
         parts.append(stored)
-        tensors.append(Tensor(f"t{len(tensors)}", part.shape, INT8, (scale, zero)))
+        tensors.append(Tensor(f"t{len(tensors)}", part.shape, stored.dtype, (scale, zero)))
         restored.append((stored.astype(np.float32) - zero) * np.float32(scale))
     items = build("yolox", tensors, wanted())(parts, WHOLE)
     same(items, naive_yolox(np.concatenate(restored, 2)))
