@@ -93,10 +93,10 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kind: str | None = None
     labels: str | None = None  # file beside the manifest
     activation: Literal["none", "softmax", "sigmoid"] | None = None  # still to be applied
-    score: Share | None = None  # report nothing below; default 0.4, classes and anomalies 0
+    score: Share | None = None  # report nothing below; boxes 0.4, sigmoid 0.5, others 0
     iou: Share | None = None  # overlap at which the weaker of two boxes of a class goes; 0.45
-    max_items: Positive | None = None  # default 100, classification 5
-    outputs: list[str] | None = None  # those to be read, where the model has others too
+    max_items: Positive | None = None  # default 100, classification 5 unless by sigmoid
+    outputs: Annotated[list[str], Meta(min_length=1)] | None = None  # those to be read; all
     threshold: float | None = None  # from this score on, as the model gives it, an anomaly
     pixel_threshold: float | None = None  # the same for a place in a map; default: threshold
     minimum: float | None = None  # least score in validation

@@ -1,6 +1,7 @@
 """A loaded model: prepare, infer, decode."""
 
 import fcntl
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -153,17 +154,23 @@ class Model:
             value = getattr(facts, key) if value is None else value
             return default if value is None else value
 
-        planes = (spec.height, spec.width)
-        buffers = engine.allocate(
-            (1, spec.channels, *planes) if spec.layout == "nchw" else (1, *planes, spec.channels)
-        )
+        shape = (1, spec.channels, spec.height, spec.width)
+        if spec.layout == "nhwc":
+            shape = (1, spec.height, spec.width, spec.channels)
+        buffers = engine.allocate(shape[-len(engine.input.shape) :])
         labels = (decoders.ANOMALY,) if row.task == "anomaly" else bundle.labels or facts.labels
+        read = _read(given.outputs, engine.outputs, str(path))
+        outputs = [engine.outputs[place] for place in read]
+        # Classes that don't exclude each other, or a single one, are there or not.
+        each = classifies and (
+            options["activation"] == "sigmoid" or math.prod(outputs[0].shape) == 1
+        )
         settings = Settings(
             where=str(path),
             labels=labels,
-            score=either("score", 0.4 * (row.task == "detection")),
+            score=either("score", 0.5 if each else 0.4 * (row.task == "detection")),
             iou=either("iou", 0.45),
-            max_items=given.max_items or (5 if classifies else 100),
+            max_items=given.max_items or (5 if classifies and not each else 100),
             height=spec.height,
             width=spec.width,
             roles=facts.roles,
@@ -175,8 +182,6 @@ class Model:
             folder=bundle.path if bundle.path.is_dir() else bundle.path.parent,
             **options,
         )
-        read = _read(given.outputs, engine.outputs, str(path))
-        outputs = [engine.outputs[place] for place in read]
         if row.with_input:
             read.append(len(engine.outputs))
             outputs.append(replace(engine.input, shape=buffers[0].shape))
@@ -192,7 +197,7 @@ class Model:
             accelerator=variant.accelerator,
             exclusive=variant.exclusive,
             _runtime=engine,
-            _prepare=Preprocessor(spec, buffers),
+            _prepare=Preprocessor(spec, [buffer.reshape(shape) for buffer in buffers]),
             _decode=decoders.build(kind, outputs, settings),
             _read=read,
             _inputs=buffers if row.with_input else (),

@@ -92,6 +92,7 @@ class _Plan:
     window: tuple[slice, ...]  # the picture's part of the input [H, W, C] or [C, H, W]
     resized: Picture | None  # [h, w(, 3)]; None where the picture has that size already
     arranged: Picture | None  # [h, w, C] or [C, h, w], for float inputs
+    exact: NDArray[np.float32] | None  # the same, for float16 ones: rounded once, at the end
     factor: NDArray[np.float32]  # shaped to be multiplied with `arranged`, rows flattened
     offset: NDArray[np.float32] | None
 
@@ -109,7 +110,7 @@ class Preprocessor:
         self._buffers = [buffer[0] for buffer in buffers]
         self._plans: dict[object, _Plan] = {}  # by shape and type of the picture
         self._padded: list[Geometry | None] = [None] * len(buffers)
-        self._float = spec.dtype == np.float32
+        self._float = spec.dtype.kind == "f"
         self._table = None if self._float else _integer_table(spec)
         self._less_128 = self._table is not None and bool((self._table == _LESS_128).all())
 
@@ -152,6 +153,7 @@ class Preprocessor:
             (slice(None), rows, columns) if nchw else (rows, columns),
             None if (height, width) == shape[:2] else np.empty((height, width, *shape[2:]), "u1"),
             np.empty(size, np.uint8) if self._float else None,
+            np.empty(size, np.float32) if spec.dtype == np.float16 else None,
             factor,
             offset,
         )
@@ -252,11 +254,14 @@ def _float_terms(
 
 def _to_float(pixels: Picture, window: NDArray[np.generic], plan: _Plan) -> None:
     """window = pixels * factor + offset, in float32."""
+    target, window = window, window if plan.exact is None else plan.exact
     if plan.factor.ndim == 1:  # a value a channel in NHWC: one long row is ten times as fast
         pixels, window = pixels.reshape(len(pixels), -1), window.reshape(len(window), -1)
     np.multiply(pixels, plan.factor, out=window, dtype=np.float32)
     if plan.offset is not None:
         np.add(window, plan.offset, out=window)
+    if plan.exact is not None:
+        np.copyto(target, plan.exact, casting="same_kind")
 
 
 def _integer_table(spec: InputSpec) -> NDArray[np.uint8] | None:

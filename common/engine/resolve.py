@@ -32,6 +32,7 @@ def resolve(manifest: Manifest, facts: Facts, tensor: Tensor, where: str) -> tup
             "letterbox, letterbox-top-left or stretch)"
         )
     pads = [pad for pad in (given.pad, facts.pad, 114) if pad is not None]
+    channels = 1 if colour == "grey" else 3
     mean, scale = _normalisation(given, facts, tensor, channels, where, missing)
     kind = manifest.decoder.kind or facts.decoder
     if kind is None:
@@ -55,16 +56,18 @@ def resolve(manifest: Manifest, facts: Facts, tensor: Tensor, where: str) -> tup
 
 
 def _layout(given: Input, tensor: Tensor, where: str) -> tuple[Literal["nchw", "nhwc"], int]:
-    """Layout and number of channels."""
-    shape = tensor.shape
+    """Layout and number of channels, -1 where it is left open."""
+    shape = _four(tensor)
     if len(shape) != 4 or shape[0] not in (1, -1):
         raise ModelError(
             f"{where}: input {tensor} takes no single picture; expected [1, height, width, "
-            "channels] or [1, channels, height, width]"
+            "channels] or [1, channels, height, width], or the same without the 1"
         )
-    if tensor.dtype not in (np.uint8, np.int8, np.float32):
-        raise ModelError(f"{where}: input {tensor}: expected uint8, int8 or float32")
+    if tensor.dtype not in (np.uint8, np.int8, np.float16, np.float32):
+        raise ModelError(f"{where}: input {tensor}: expected uint8, int8, float16 or float32")
     first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+    if len(tensor.shape) == 3:
+        first |= shape[1] == -1  # it may be the batch's
     layout = given.layout
     if layout is None:
         if first == last:
@@ -75,9 +78,15 @@ def _layout(given: Input, tensor: Tensor, where: str) -> tuple[Literal["nchw", "
             )
         layout = "nchw" if first else "nhwc"
     channels = shape[1] if layout == "nchw" else shape[3]
-    if channels not in (1, 3):
+    if channels not in (1, 3, -1):
         raise ModelError(f"{where}: input {tensor} as {layout} has {channels} channels, not 1 or 3")
     return layout, channels
+
+
+def _four(tensor: Tensor) -> tuple[int, ...]:
+    """The input's shape with a batch. In [1, height, width] the first is as well a grey picture's
+    channel: its bytes are the same."""
+    return (1, *tensor.shape) if len(tensor.shape) == 3 else tensor.shape
 
 
 def _size(
@@ -88,7 +97,8 @@ def _size(
     where: str,
     missing: dict[str, str],
 ) -> tuple[int, int]:
-    height, width = tensor.shape[2:] if layout == "nchw" else tensor.shape[1:3]
+    shape = _four(tensor)
+    height, width = shape[2:] if layout == "nchw" else shape[1:3]
     wanted = given.size or facts.size
     if height > 0 and width > 0:
         if wanted not in (None, (height, width)):
@@ -108,9 +118,10 @@ def _colour(
     colour = given.colour or facts.colour or ("grey" if channels == 1 else None)
     if colour is None:
         missing["--colour"] = (
-            "the order of its colours (`colour` in [input], or --colour rgb or bgr)"
+            "the order of its colours (`colour` in [input], or --colour rgb or bgr"
+            f"{', or grey' * (channels < 0)})"
         )
-    elif (colour == "grey") != (channels == 1):
+    elif channels > 0 and (colour == "grey") != (channels == 1):
         raise ModelError(
             f"{where}: has an input of {channels} channel{'s' * (channels > 1)}, but colour "
             f"{colour!r}; expected {'grey' if channels == 1 else 'rgb or bgr'}"
@@ -121,17 +132,19 @@ def _colour(
 def _normalisation(
     given: Input, facts: Facts, tensor: Tensor, channels: int, where: str, missing: dict[str, str]
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and scale, a value a channel. Integer inputs take pixels as they are unless told."""
+    """Mean and scale, a value a channel. Integer inputs take pixels as they are unless told: TFLite
+    has metadata for the real values that they stand for, and int8 is less 128 by its convention."""
     mean, scale = given.mean, given.scale
     if mean is None and scale is None:
-        if tensor.dtype != np.float32:
-            return None, None  # TFLite metadata says what a float twin of the model would take
-        mean, scale = facts.mean, facts.scale
+        if tensor.dtype == np.uint8 or tensor.quantisation is not None:
+            return None, None
+        if tensor.dtype != np.int8:
+            mean, scale = facts.mean, facts.scale
         if mean is None and scale is None:
             missing["--scale"] = (
                 "the range of its values, (pixel - mean) / scale (`mean` and `scale` in [input], "
                 "or --mean and --scale: scale 255 for 0 to 1, mean 127.5 and scale 127.5 for "
-                "-1 to 1, scale 1 for pixels as they are)"
+                "-1 to 1, scale 1 for pixels as they are, mean 128 and scale 1 for pixels less 128)"
             )
             return None, None
     means = _each(mean, 0.0, channels, "mean", where)

@@ -129,7 +129,7 @@ TABLE: list[tuple[str, Make, dict[str, Any], str]] = [
         "a vector, no picture",
         as_is("onnx/fan_low_raw_ae.onnx"),
         {},
-        "input window [-1, 200, 3] float32 takes no single picture; expected [1, height, width,",
+        "input window [-1, 200, 3] float32 doesn't show where its channels are; give `layout` in",
     ),
     (
         "a batch",
@@ -139,9 +139,9 @@ TABLE: list[tuple[str, Make, dict[str, Any], str]] = [
     ),
     (
         "an unsupported type",
-        made(("Identity", ["x"], ["y"], {}), type=10),
+        made(("Cast", ["x"], ["y"], {"to": 1}), type=6),
         {},
-        "input x [1, 3, 8, 8] float16: expected uint8, int8 or float32",
+        "input x [1, 3, 8, 8] int32: expected uint8, int8, float16 or float32",
     ),
     (
         "an open size",

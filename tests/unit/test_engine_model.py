@@ -221,3 +221,167 @@ def test_inputs_beside_the_picture_hold_constants_and_a_state_begins_anew(tmp_pa
 def test_constants_that_do_not_fit(tmp_path: Path, constants: Any, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         Model.load(open_bundle(two_inputs(tmp_path / "m.onnx"), constants=constants))
+
+
+# --- inputs ------------------------------------------------------------------------------------
+
+SEEN = {"kind": "classification", "activation": "none", "resize": "stretch", "max_items": 3}
+BLUE = np.full((4, 6, 3), (200, 40, 20), np.uint8)  # BGR
+INPUTS: list[tuple[str, tuple[int | str, ...], int, dict[str, Any], list[float]]] = [
+    # how the input looks: shape, type of ONNX; what is given; means of its channels, in order
+    ("float16", (1, 3, 4, 6), 10, {"colour": "rgb", "scale": 255}, [20 / 255, 40 / 255, 200 / 255]),
+    ("uint8", (1, 3, 4, 6), 2, {"colour": "rgb"}, [20, 40, 200]),
+    ("int8", (1, 3, 4, 6), 3, {"colour": "bgr", "mean": 128, "scale": 1}, [72, -88, -108]),
+    ("rank 3, planes", (3, 4, 6), 1, {"colour": "rgb", "scale": 1}, [20, 40, 200]),
+    ("rank 3, pixels", (4, 6, 3), 2, {"colour": "bgr"}, [200, 40, 20]),
+    ("open batch", ("n", 3, 4, 6), 1, {"colour": "bgr", "scale": 1}, [200, 40, 20]),
+    (
+        "open size",
+        (1, "h", "w", 3),
+        1,
+        {"colour": "bgr", "scale": 1, "size": [4, 6]},
+        [200, 40, 20],
+    ),
+    (
+        "all open",
+        ("n", "c", "h", "w"),
+        1,
+        {"colour": "rgb", "scale": 1, "size": [4, 6], "layout": "nchw"},
+        [20, 40, 200],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "flags", "means"), [row[1:] for row in INPUTS], ids=[r[0] for r in INPUTS]
+)
+def test_inputs(
+    tmp_path: Path, shape: tuple[Any, ...], kind: int, flags: dict[str, Any], means: list[float]
+) -> None:
+    """A picture of one colour, whose channels the model gives back: [3], the rest being 1."""
+    planes = [at - len(shape) for at in range(len(shape)) if shape[at] not in (3, "c")]
+    nodes: list[Any] = [
+        ("Cast", ["x"], ["real"], {"to": 1}),
+        ("ReduceMean", ["real"], ["mean"], {"axes": planes, "keepdims": 0}),
+        ("Div", ["mean", "unit"], ["y"], {}),
+    ]
+    path = onnx_files.save(
+        tmp_path / "m.onnx", nodes, (3,), shape, kind, {"unit": np.float32(1000.0)}
+    )
+    model = Model.load(open_bundle(path, **SEEN | flags))
+    for buffer in range(Model.BUFFERS):
+        geometry = model.prepare(BLUE, buffer)
+        (values,) = model.infer(buffer)
+        assert values * 1000 == pytest.approx(means, abs=1e-3 if kind == 10 else 1e-4)
+        if min(means) > 0:
+            items = model.decode([values], geometry)
+            assert [item.index for item in items] == np.argsort(means)[::-1].tolist()
+    model.close()
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6), ("n", 4, 6), (1, 1, 4, 6), (4, 6, 1)])
+def test_grey_inputs(tmp_path: Path, shape: tuple[Any, ...]) -> None:
+    """[1, height, width] is the same whether the first is the batch or the channel."""
+    path = onnx_files.save(tmp_path / "m.onnx", [("Identity", ["x"], ["y"], {})], shape, shape)
+    flags = SEEN | {"colour": "grey", "scale": 1, "kind": "reconstruction", "activation": None}
+    flags |= {"threshold": 0.5, "minimum": 0.0, "maximum": 1.0}
+    model = Model.load(open_bundle(path, **flags))
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    geometry = model.prepare(grey, 1)
+    outputs = model.infer(1)
+    assert outputs[0].ravel().tolist() == list(range(24))
+    assert model.decode(outputs, geometry) == []  # rebuilt exactly
+    outputs = [outputs[0] + 1, *outputs[1:]]
+    assert [item.score for item in model.decode(outputs, geometry)] == [1.0]
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "flags", "says"),
+    [
+        (("n", 20, 3), 1, {}, "doesn't show where its channels are; give `layout`"),
+        (("n", 4, 6), 1, {}, "--colour rgb or bgr, or grey"),
+        ((1, 640), 1, {}, "takes no single picture; expected .* or the same without the 1"),
+        ((2, 4, 6), 1, {}, "doesn't show where its channels are"),
+        ((2, 4, 6), 1, {"layout": "nchw"}, "as nchw has 2 channels, not 1 or 3"),
+        ((1, 3, 4, 6), 3, {"colour": "rgb"}, "mean 128 and scale 1 for pixels less 128"),
+        ((1, 3, 4, 6), 6, {}, "input x .* int32: expected uint8, int8, float16 or float32"),
+    ],
+)
+def test_inputs_refused(
+    tmp_path: Path, shape: tuple[Any, ...], kind: int, flags: dict[str, Any], says: str
+) -> None:
+    nodes: list[Any] = [("Cast", ["x"], ["y"], {"to": 1})]
+    path = onnx_files.save(tmp_path / "m.onnx", nodes, shape, shape, kind)
+    with pytest.raises(ModelError, match=says):
+        Model.load(open_bundle(path, **SEEN | flags))
+
+
+# --- outputs -----------------------------------------------------------------------------------
+
+
+def test_the_outputs_to_be_read_are_named(tmp_path: Path) -> None:
+    flags: dict[str, Any] = SEEN | {"colour": "bgr", "scale": 1000, "constants": CONSTANTS}
+    path = two_inputs(tmp_path / "m.onnx")
+    with pytest.raises(
+        ModelError, match=r"can't read the outputs next .*, scores .*; expected one"
+    ):
+        Model.load(open_bundle(path, **flags))
+    with pytest.raises(ModelError, match=r"names score, but it has next, scores"):
+        Model.load(open_bundle(path, **flags, outputs=["score"]))
+    model = Model.load(open_bundle(path, **flags, outputs=["scores"]))
+    geometry = model.prepare(BLUE, 0)
+    outputs = model.infer(0)
+    assert len(outputs) == 2
+    assert [item.index for item in model.decode(outputs, geometry)] == [0, 1, 2]
+
+
+def logits(path: Path, values: list[float], shape: tuple[int, ...]) -> Path:
+    """A model that says `values` of any picture."""
+    nodes: list[Any] = [
+        ("ReduceMean", ["x"], ["mean"], {"keepdims": 0}),
+        ("Mul", ["mean", "zero"], ["none"], {}),
+        ("Add", ["values", "none"], ["y"], {}),
+    ]
+    constants = {"zero": np.float32(0), "values": np.array(values, np.float32).reshape(shape)}
+    return onnx_files.save(path, nodes, shape, constants=constants)
+
+
+def said(path: Path, labels: str | None = None, **flags: Any) -> list[tuple[str, float, int]]:
+    given: dict[str, Any] = SEEN | {"colour": "rgb", "scale": 1, "max_items": None} | flags
+    if labels is not None:
+        given["labels"] = path.with_suffix(".txt")
+        given["labels"].write_text(labels)
+    model = Model.load(open_bundle(path, **given))
+    geometry = model.prepare(BLUE, 0)
+    items = model.decode(model.infer(0), geometry)
+    return [(item.label, round(item.score, 3), item.index) for item in items]
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (8,), (1, 8, 1, 1)])
+def test_classes_that_do_not_exclude_each_other(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """All that are likelier than not, or than asked; of classes that do, the best five."""
+    path = logits(tmp_path / "m.onnx", [3, -1, 2, 1, 0.5, 0.4, 0.3, -4], shape)
+    several = [("0", 0.953, 0), ("2", 0.881, 2), ("3", 0.731, 3)]
+    several += [("4", 0.622, 4), ("5", 0.599, 5), ("6", 0.574, 6)]
+    assert said(path, activation="sigmoid") == several
+    assert said(path, activation="sigmoid", score=0.6) == several[:4]
+    assert len(said(path, activation="sigmoid", score=0.0)) == 8
+    assert [index for _, _, index in said(path, activation="softmax")] == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1,), ()])
+def test_a_single_value(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """With one label how likely that is; with two how likely the second is, as Keras counts."""
+    path = logits(tmp_path / "m.onnx", [2], shape)
+    assert said(path, "defect", activation="sigmoid") == [("defect", 0.881, 0)]
+    assert said(path, "good\ndefect", activation="sigmoid") == [("defect", 0.881, 1)]
+    path = logits(tmp_path / "m.onnx", [0.25], shape)
+    assert said(path, "defect") == []
+    assert said(path, "defect", score=0.2) == [("defect", 0.25, 0)]
+    assert said(path, "good\ndefect", score=0.2) == [("good", 0.75, 0), ("defect", 0.25, 1)]
+    for labels in (None, "a\nb\nc"):
+        with pytest.raises(ModelError, match="has a single value; expected one label, of what it"):
+            said(path, labels)
+    with pytest.raises(ModelError, match="'softmax' makes 1 of any single value; expected sigm"):
+        said(path, "defect", activation="softmax")

@@ -62,10 +62,10 @@ def naive(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[Any]:
     canvas = np.full((spec.height, spec.width, spec.channels), spec.pad, np.uint8)
     canvas[top : top + new_height, left : left + new_width] = small
     values: Any = canvas
-    if spec.dtype == np.float32:
+    if spec.dtype.kind == "f":
         factor = (1 / np.array(spec.scale)).astype(np.float32)
         offset = (-np.array(spec.mean) / np.array(spec.scale)).astype(np.float32)
-        values = canvas.astype(np.float32) * factor + offset
+        values = (canvas.astype(np.float32) * factor + offset).astype(spec.dtype)
     elif spec.mean is not None and spec.scale is not None:
         step, zero = spec.quantisation or (1.0, 0)
         real = (canvas - np.array(spec.mean)) / np.array(spec.scale) / step
@@ -89,6 +89,8 @@ NORMALISATIONS: list[tuple[Any, ...]] = [
     (np.float32, (0.0,), (255.0,), None),
     (np.float32, (127.5,), (127.5,), None),
     (np.float32, MEAN, SCALE, None),
+    (np.float16, (0.0,), (255.0,), None),
+    (np.float16, MEAN, SCALE, None),
 ]
 
 
@@ -112,7 +114,7 @@ def test_equals_the_naive_way(layout: str, colour: str, resize: str) -> None:
             prepare(image, seed % 2)
             assert np.array_equal(buffers[seed % 2], naive(image, wanted)), (wanted, image.shape)
             tried += 1
-    assert tried == 100
+    assert tried == 120
 
 
 def test_float_values_are_those_of_opencv_and_of_the_formula() -> None:
