@@ -13,6 +13,14 @@ from services.cli.text import MISSING, table
 
 ROOT = Path("/")
 
+_EPILOG = """\
+examples:
+  vigil engines             what a bundle's variants may name here, as `runtime` and `device`
+  vigil engines --json | jq '.[] | select(.missing == "")'
+
+untested: this code never ran on that hardware; it is written after its maker's manual
+"""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -24,6 +32,7 @@ class Engine:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
     parser.add_argument("--json", action="store_true", help="a list of objects")
 
 

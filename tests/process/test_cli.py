@@ -143,7 +143,7 @@ def test_wrong_usage_is_one_line(arguments: str) -> None:
 
 @pytest.mark.parametrize(
     "command", ["", "check", "status", "tap", "tap list", "tap dump", "tap rate", "tap picture",
-                "run-model", "render", "models", "install", "rollback", "view"],
+                "run-model", "render", "models", "install", "rollback", "view", "engines"],
 )  # fmt: skip
 def test_help_teaches(command: str) -> None:
     done = vigil(*command.split(), "--help")
@@ -163,7 +163,7 @@ def imported(*arguments: str) -> set[str]:
     return set(done.stderr.split())
 
 
-HEAVY = {"numpy", "cv2", "onnxruntime", "ai_edge_litert", "supervisor"}
+HEAVY = {"numpy", "cv2", "onnxruntime", "ai_edge_litert", "openvino", "supervisor"}
 
 
 def test_light_commands_import_nothing_heavy(capture: subprocess.Popen[bytes]) -> None:
@@ -172,6 +172,7 @@ def test_light_commands_import_nothing_heavy(capture: subprocess.Popen[bytes]) -
         modules = imported(*command)
         assert "common.bus" in modules
         assert not modules & HEAVY, command
+    assert not imported("engines") & (HEAVY | {"zmq", "msgspec"})
 
 
 def test_check_reports_all_that_is_wrong(config: Path, tmp_path: Path) -> None:

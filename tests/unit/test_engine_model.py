@@ -20,13 +20,16 @@ from tests import onnx_files
 FILES = [
     "tflite/coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite",
     "onnx/yolox_nano_v8layout.onnx",
+    "onnx/yolox_nano_v8layout.onnx",
 ]
+RUNTIMES = ["litert", "onnxruntime", "openvino"]
 
 
-@pytest.fixture(params=FILES, ids=["litert", "onnxruntime"])
+@pytest.fixture(params=zip(RUNTIMES, FILES, strict=True), ids=RUNTIMES)
 def model(request: pytest.FixtureRequest, shared_data: Path) -> Model:
-    bundle = open_bundle(shared_data / "models" / request.param, score=0.05)
-    return Model.load(bundle, Options(threads=1))
+    runtime, file = request.param
+    bundle = open_bundle(shared_data / "models" / file, score=0.05)
+    return Model.load(bundle, Options(threads=1), runtime)
 
 
 @pytest.fixture
@@ -130,13 +133,14 @@ def test_dynamic_batch_becomes_one(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_an_output_whose_size_depends_on_the_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+def test_an_output_whose_size_depends_on_the_picture(tmp_path: Path, runtime: str) -> None:
     path = onnx_files.save(
         tmp_path / "m.onnx",
         [("NonZero", ["x"], ["places"], {}), ("Cast", ["places"], ["y"], {"to": 1})],
         (4, "found"),
     )
-    engine = runtimes.load("onnxruntime", path, Options())
+    engine = runtimes.load(runtime, path, Options())
     buffers = engine.allocate((1, 3, 8, 8))
     buffers[0][0, 1, 2, 3] = 1
     buffers[1][0, 1, 2, 3:6] = 1
@@ -196,9 +200,12 @@ def two_inputs(path: Path) -> Path:
 CONSTANTS: runtimes.Constants = {"factor": [1.0, 0.5, 0.25], "state": 0.0}
 
 
-def test_inputs_beside_the_picture_hold_constants_and_a_state_begins_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+def test_inputs_beside_the_picture_hold_constants_and_a_state_begins_anew(
+    tmp_path: Path, runtime: str
+) -> None:
     path = two_inputs(tmp_path / "m.onnx")
-    engine = runtimes.load("onnxruntime", path, Options(constants=CONSTANTS))
+    engine = runtimes.load(runtime, path, Options(constants=CONSTANTS))
     assert engine.input.name == "x"
     buffers = engine.allocate((1, 3, 4, 4))
     for value in (1, 2, 2):
