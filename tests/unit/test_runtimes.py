@@ -92,8 +92,8 @@ def test_twins_decide_alike(
 ) -> None:
     if labels := flags.get("labels"):
         flags = flags | {"labels": shared_data / "labels" / labels}
-    which = "bsd/pitting/*[05].*" if flags.get("kind") == "anomaly" else "classify/[bcps]*"
-    pictures = [cv2.imread(str(path)) for path in sorted((shared_data / "images").glob(which))]
+    which = "bsd/pitting/*" if flags.get("kind") == "anomaly" else "classify/[bcps]*"
+    pictures = [cv2.imread(str(path)) for path in sorted((shared_data / "images").glob(which))[:12]]
     expected: list[list[Item]] = []
     for runtime, file, tolerance in twins:
         model = Model.load(open_bundle(shared_data / "models" / file, **flags), runtime=runtime)
