@@ -25,6 +25,7 @@ from common.errors import ModelError
 from common.messages import Item
 
 PADIM = "models/onnx/bsd_padim.onnx"
+PADIM_IR = "models/openvino/bsd_padim.xml"
 THRESHOLD, MINIMUM, MAXIMUM = 22.732, 6.0, 59.0
 FLAGS: dict[str, Any] = {
     "kind": "anomaly", "colour": "rgb", "resize": "stretch", "scale": 255,
@@ -57,20 +58,20 @@ def read(path: Path) -> NDArray[np.uint8]:
 
 
 def pil_resize(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """PIL's BILINEAR, a triangle as wide as the reduction, as two products of matrices."""
-    for size in (width, height):  # columns first, rounded in between
+    """PIL's BILINEAR, a triangle as wide as the reduction: columns, then rows, rounded between."""
+    for size in (width, height):
         picture = picture.swapaxes(0, 1)
         flat = picture.reshape(len(picture), -1).astype(np.float32)
-        made = np.floor(triangle(len(picture), size) @ flat + 0.5)
-        picture = made.astype(np.uint8).reshape(size, *picture.shape[1:])
+        ratio = len(flat) / size
+        at = ((np.arange(size) + 0.5) * ratio)[:, None]
+        near = np.floor(at - ratio).astype(int) + np.arange(int(2 * ratio) + 2)
+        weights = np.clip(1 - np.abs(near + 0.5 - at) / ratio, 0, None)
+        weights *= (near >= 0) & (near < len(flat))
+        weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+        near = near.clip(0, len(flat) - 1)
+        made = sum(weights[:, [k]] * flat[near[:, k]] for k in range(near.shape[1]))
+        picture = np.floor(made + 0.5).astype(np.uint8).reshape(size, *picture.shape[1:])
     return picture
-
-
-def triangle(size: int, new: int) -> NDArray[np.float32]:
-    at = (np.arange(new) + 0.5) * size / new
-    weights = np.clip(1 - np.abs(np.arange(size) + 0.5 - at[:, None]) * min(new / size, 1), 0, None)
-    weights /= weights.sum(1, keepdims=True)
-    return np.asarray(weights, np.float32)
 
 
 def area_under_curve(anomalous: list[float], normal: list[float]) -> float:
@@ -81,18 +82,34 @@ def area_under_curve(anomalous: list[float], normal: list[float]) -> float:
 @pytest.fixture(scope="module")
 def expected(shared_data: Path) -> dict[str, Any]:
     scores = json.loads((shared_data / "expected/bsd_padim_scores.json").read_text())
-    return {path: row["onnx"] for path, row in scores.items() if "train" not in path}
+    return {path: row for path, row in scores.items() if "train" not in path}
 
 
-def test_pitting(shared_data: Path, expected: dict[str, float]) -> None:
+@pytest.fixture(scope="module")
+def resized(shared_data: Path, expected: dict[str, Any]) -> dict[str, NDArray[np.uint8]]:
+    return {path: pil_resize(read(shared_data / path), 576, 240) for path in expected}
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime", "column"),
+    [(PADIM, "onnxruntime", "onnx"), (PADIM_IR, "openvino", "openvino_fp16")],
+)
+def test_pitting(
+    shared_data: Path,
+    expected: dict[str, Any],
+    resized: dict[str, NDArray[np.uint8]],
+    name: str,
+    runtime: str,
+    column: str,
+) -> None:
     """40 of 50 pitted surfaces are found at 22.732, and 4 of 50 good ones flagged."""
-    model = Model.load(open_bundle(shared_data / PADIM, **FLAGS))
+    model = Model.load(open_bundle(shared_data / name, **FLAGS), runtime=runtime)
     assert (model.task, model.labels) == ("anomaly", ("anomaly",))
     scores: dict[str, list[float]] = {"pitting": [], "good": []}
     found = {"pitting": 0, "good": 0}
-    for path, score in expected.items():
-        picture = read(shared_data / path)
-        geometry = model.prepare(pil_resize(picture, 576, 240), 0)
+    for path, row in expected.items():
+        score = row[column]
+        geometry = model.prepare(resized[path], 0)
         outputs = model.infer(0)
         items = model.decode(outputs, geometry)
         raw = outputs[1].item()
@@ -109,7 +126,7 @@ def test_pitting(shared_data: Path, expected: dict[str, float]) -> None:
     assert area_under_curve(scores["pitting"], scores["good"]) == pytest.approx(0.936, abs=0.002)
 
 
-def test_regions_are_where_the_pitting_is(shared_data: Path, expected: dict[str, float]) -> None:
+def test_regions_are_where_the_pitting_is(shared_data: Path, expected: dict[str, Any]) -> None:
     """With our own resize, on the whole picture. The map is smoother than the score, so that its
     threshold is lower."""
     model = Model.load(open_bundle(shared_data / PADIM, **FLAGS, pixel_threshold=18.0))
@@ -139,7 +156,7 @@ def test_the_threshold_is_asked_for(shared_data: Path) -> None:
 
 
 @pytest.fixture
-def surface(shared_data: Path, tmp_path: Path, expected: dict[str, float]) -> Path:
+def surface(shared_data: Path, tmp_path: Path, expected: dict[str, Any]) -> Path:
     """A bundle with ten good and ten pitted surfaces as samples."""
     folder = tmp_path / "surface"
     (folder / "samples").mkdir(parents=True)
@@ -190,29 +207,60 @@ def test_samples_of_an_anomaly_bundle_know_one_label(surface: Path) -> None:
 def test_reconstruction_error_of_vibration(shared_data: Path) -> None:
     """fan_low_raw_ae.onnx, [batch, 200, 3] in g: the mean squared error verified on each file."""
     path = shared_data / "models/onnx/fan_low_raw_ae.onnx"
-    engine = runtimes.load("onnxruntime", path, runtimes.Options())
-    buffers = engine.allocate((1, 200, 3))
-    least, most = 2e-5, 1e-3
-    settings = Settings(
-        where=path.name, labels=None, activation=None, score=0, iou=0, max_items=1, height=200,
-        width=3, roles={}, threshold=least, minimum=0, maximum=most,
-    )  # fmt: skip
-    tensors = [*engine.outputs, replace(engine.input, shape=(1, 200, 3))]
-    decode = decoders.build("reconstruction", tensors, settings)
     rows = json.loads((shared_data / "expected/vibration_fan.json").read_text())
+    judge = judging("onnxruntime", path, (1, 200, 3), 3e-5, 1e-3)
     anomalous = 0
     for name, row in rows.items():
-        buffers[0][0] = np.loadtxt(shared_data / name, delimiter=",", ndmin=2)
-        items = decode([*engine.infer(0), buffers[0]], Geometry(3, 200, 1, 1, 0, 0))
+        items = judge(np.loadtxt(shared_data / name, delimiter=",", ndmin=2))
         score = row["fan_low_raw_ae_mse"]
-        if abs(score - least) > 2e-7:
-            assert bool(items) == (score > least), name
+        assert bool(items) == (score > 3e-5), name
         for item in items:
-            assert (item.score - 0.5) * most + least == pytest.approx(score, rel=0.01), name
+            assert (item.score - 0.5) * 1e-3 + 3e-5 == pytest.approx(score, rel=0.01), name
             anomalous += 1
-    assert len(rows) == 160
-    assert anomalous >= 40
-    engine.close()
+    assert (anomalous, len(rows)) == (40, 160)
+
+
+def test_a_threshold_separates_the_fans(shared_data: Path) -> None:
+    """fan_low_model.tflite, [1, 3] features: 5e-6 separates every file."""
+    rows = json.loads((shared_data / "expected/vibration_fan.json").read_text())
+    judge = judging(
+        "litert", shared_data / "models/tflite/fan_low_model.tflite", (1, 3), 5e-6, 2e-3
+    )
+    for name, row in rows.items():
+        assert bool(judge(row["features"])) == ("normal_low" not in name), name
+
+
+@pytest.mark.parametrize("name", ["ad01_fp32", "ad01_int8"])
+def test_reconstruction_error_of_sound(shared_data: Path, name: str) -> None:
+    """The same score from floats and from what int8 stands for, over 640 values."""
+    golden = {
+        kind: np.load(shared_data / f"golden/ad01_{kind}.tflite.npz") for kind in ("fp32", "int8")
+    }
+    wanted = float(np.square(golden["fp32"]["output0"] - golden["fp32"]["input"]).mean())
+    path = shared_data / f"models/tflite/{name}.tflite"
+    judge = judging("litert", path, (1, 640), wanted, 10 * wanted)
+    (item,) = judge(golden[name.removeprefix("ad01_")]["input"], slack=0.1 * wanted)
+    assert (item.score - 0.5) * 10 == pytest.approx(0.1, abs=0.1)
+
+
+def judging(
+    runtime: str, path: Path, shape: tuple[int, ...], threshold: float, maximum: float
+) -> Any:
+    """Values into a model's input, through runtime and decoder."""
+    engine = runtimes.load(runtime, path, runtimes.Options())
+    buffers = engine.allocate(shape)
+    tensors = [*engine.outputs, replace(engine.input, shape=shape)]
+
+    def judge(values: Any, slack: float = 0.0) -> list[Item]:
+        settings = Settings(
+            where=path.name, labels=None, activation=None, score=0, iou=0, max_items=1, height=1,
+            width=1, roles={}, threshold=threshold - slack, minimum=0, maximum=maximum,
+        )  # fmt: skip
+        decode = decoders.build("reconstruction", tensors, settings)
+        buffers[0][0] = values
+        return decode([*engine.infer(0), buffers[0]], Geometry(1, 1, 1, 1, 0, 0))
+
+    return judge
 
 
 def test_a_vibration_model_is_no_picture_model(shared_data: Path) -> None:
