@@ -178,7 +178,7 @@ class TensorRt:
         if place is not None:
             try:
                 write_engine(place, bytes(plan))
-            except StorageError as error:  # it is built again next time
+            except (OSError, StorageError) as error:  # it is built again next time
                 print(error, file=sys.stderr)
         return plan
 
@@ -219,12 +219,12 @@ def engine_path(
 ) -> Path:
     """Where the engine of a model lies: named after all that it was built from."""
     sizes = "_".join("x".join(map(str, shape)) for _, shape in sorted(shapes.items()))
-    plain = re.sub(r"[^A-Za-z0-9.]+", "-", device)
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", device).strip("-")
     return folder / f"{digest(model.parent, [model])[:16]}-{plain}-{version}-{sizes}.engine"
 
 
 def write_engine(place: Path, plan: bytes) -> None:
-    """Raises StorageError."""
+    """Raises StorageError, or OSError: there is no such folder, and it can't be made."""
     place.parent.mkdir(parents=True, exist_ok=True)
     durable.write(place, f"{place.name} {zlib.crc32(plan):08x}\n".encode() + plan)
 
