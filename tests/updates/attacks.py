@@ -22,6 +22,7 @@ from scripts.metadata import file_name
 from scripts.repository import Repository
 from services.updater.channel import channel_path
 from tests.servers.updates import Fault, Server
+from tests.support import until
 from tests.updates.device import Device, bundle, publish, sign
 
 MB = 1_000_000
@@ -76,11 +77,14 @@ def honest(stage: Stage, device: Device, release: int = 2) -> None:
     """The attack is over: the next release arrives and begins to prove itself."""
     stage.server.folder = stage.repository.folder
     stage.server.faults.clear()
-    if device.store.read().txn.phase is not Phase.NONE:
-        device.store.commit(_abandoned)
     slot = publish(stage.repository, stage.scratch, release)
-    reply = device.check()
-    assert reply.begun == {"main": slot}, reply
+
+    def begun() -> bool:
+        if device.store.read().txn.phase is not Phase.NONE:  # it is judged first
+            device.store.commit(_abandoned)
+        return device.check().begun == {"main": slot}
+
+    until(begun, 30, "the honest release")
     device.until_step("activate", slot=slot)
 
 
