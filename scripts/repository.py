@@ -24,6 +24,7 @@ from common.errors import BundleError, ModelError, StorageError
 from scripts.metadata import HASH, INTERRUPTED, Roles, State, file_name, make_folder
 from scripts.signers import PublishError
 from services.updater.channel import ANY, Channel, Choice, Custom, Offer, bundle_paths, channel_path
+from services.updater.trust import CHANNEL_MOST
 
 _COPY_BYTES = 1 << 20
 
@@ -81,6 +82,10 @@ class Repository(Roles):
             )
             path = bundle_paths(manifest.name, manifest.release, profile)[0]
             fields = {"custom": msgspec.to_builtins(custom)}
+            try:
+                msgspec.convert(fields["custom"], Custom)  # as devices read it
+            except msgspec.ValidationError as error:
+                raise PublishError(f"{tar}: {error}") from error
             target = TargetFile(length, {HASH: sha256}, path, fields)
             if state.targets.targets.setdefault(path, target).hashes != target.hashes:
                 raise PublishError(
@@ -214,6 +219,8 @@ class Repository(Roles):
             channel = msgspec.json.decode(content, type=Channel)  # as devices read it
         except msgspec.MsgspecError as error:
             raise PublishError(f"channel {name}: {error}") from error
+        if len(content) > CHANNEL_MOST:
+            raise PublishError(f"channel {name}: {len(content)} bytes, at most {CHANNEL_MOST}")
         target = TargetFile.from_data(path, content, [HASH])
         place = self._place(target)
         make_folder(place.parent)

@@ -17,8 +17,11 @@ from msgspec import Meta
 from common.config import NAME
 from common.errors import UntrustedError
 
+REASON = 1000  # characters
 Name = Annotated[str, Meta(pattern=f"^{NAME}$")]
 Release = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(max_length=200)]
+Time = Annotated[datetime, Meta(tz=True)]
 ANY = "any"  # the profile of a bundle that every device may take
 
 
@@ -29,30 +32,30 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Offer(_Signed, frozen=True):
     release: Release
     rollout: Annotated[float, Meta(ge=0, le=100)] = 100.0  # per cent of the devices
-    not_before: datetime | None = None  # UTC
+    not_before: Time | None = None
 
 
 class Choice(_Signed, frozen=True):
     bundle: Name
-    releases: tuple[Offer, ...]  # in order of preference
+    releases: Annotated[tuple[Offer, ...], Meta(max_length=64)]  # in order of preference
 
 
 class Channel(_Signed, frozen=True, kw_only=True):
     format: Annotated[int, Meta(ge=1, le=1)] = 1
     serial: Annotated[int, Meta(ge=1)]  # of this channel, only grows
     groups: dict[Name, Choice]
-    withdrawn: dict[Name, dict[str, str]] = {}  # bundle -> release -> why
+    withdrawn: dict[Name, dict[str, Text]] = {}  # bundle -> release -> why
 
 
 class Custom(_Signed, frozen=True):
     """What the signed targets metadata says of a bundle, beside its length and hashes."""
 
     name: str  # as in the bundle's manifest, as are version and release
-    version: str
+    version: Text
     release: Release
     profile: Name
     slot: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]  # digest of its content
-    published: datetime  # UTC
+    published: Time
 
 
 def parse(content: bytes, where: str) -> Channel:
@@ -109,5 +112,5 @@ def wanted(
         elif share(device, choice.bundle, offer.release) >= offer.rollout:
             passed.append(f"{name} is rolled out to {offer.rollout:g} %, not to this device")
         else:
-            return offer.release, "; ".join(passed)
-    return None, "; ".join(passed) or "the channel has no release for it"
+            return offer.release, "; ".join(passed)[:REASON]
+    return None, "; ".join(passed)[:REASON] or "the channel has no release for it"

@@ -9,7 +9,14 @@ Prints a `Checked` as JSON, or why not. PLACE, a URL or folder, stands in for vi
 import msgspec
 
 from common.config import Config
-from common.errors import ConfigError, FetchError, LockedError, StorageError, UpdateError
+from common.errors import (
+    ConfigError,
+    FetchError,
+    LockedError,
+    StorageError,
+    UntrustedError,
+    UpdateError,
+)
 from common.paths import Paths
 from common.slots import Record
 from common.states import SlotState
@@ -20,6 +27,8 @@ from services.updater.device import device_id
 from services.updater.life import Answer, Checked, Noted, Update, load
 from services.updater.sources import open_source
 from services.updater.trust import Target, Trust
+
+ERROR = 2000  # characters
 
 
 def check(settings: Config, paths: Paths, place: str, problems: list[str]) -> Checked:
@@ -73,7 +82,11 @@ def _answer(
     targets: dict[int, tuple[Target, Custom]] = {}
     bad = {}
     for offer in choice.releases:
-        found = _target(trust, choice.bundle, offer.release, settings.updates.profile)
+        try:
+            found = _target(trust, choice.bundle, offer.release, settings.updates.profile)
+        except UntrustedError as error:  # the other releases, and groups, don't suffer for it
+            bad[offer.release] = f"is not signed rightly: {error}"
+            continue
         if found is None:
             bad[offer.release] = f"has no build for profile {settings.updates.profile}"
             continue
@@ -87,8 +100,7 @@ def _answer(
     withdrawn = {
         name: why
         for name, slot in record.slots.items()
-        for release, why in channel.withdrawn.get(choice.bundle, {}).items()
-        if slot.name == choice.bundle and str(slot.release) == release
+        if (why := channel.withdrawn.get(slot.name, {}).get(str(slot.release))) is not None
     }
     device = device_id(settings.updates)
     release, reason = wanted(channel, group, device, trust.now_s, floor, bad)
@@ -121,11 +133,11 @@ def _target(trust: Trust, bundle: str, release: int, profile: str) -> tuple[Targ
         try:
             custom = msgspec.convert(target.custom, Custom)
         except msgspec.ValidationError as error:
-            raise UpdateError(f"{path}: what is signed of it can't be read: {error}") from error
+            raise UntrustedError(f"{path}: can't be read: {error}") from error
         if (custom.name, custom.release) != (bundle, release) or not path.endswith(
             f"/{custom.profile}.tar"
         ):
-            raise UpdateError(f"{path}: is signed as {custom.name} {custom.release}")
+            raise UntrustedError(f"{path}: is signed as {custom.name} {custom.release}")
         return target, custom
     return None
 
@@ -141,7 +153,9 @@ def run(settings: Config, paths: Paths, place: str = "") -> tuple[Outcome, str]:
         checked, outcome = Checked(error=str(error)), Outcome.LATER
     except (UpdateError, ConfigError) as error:
         checked, outcome = Checked(error=str(error)), Outcome.REFUSED
-    checked = msgspec.structs.replace(checked, problems=tuple(problems))
+    checked = msgspec.structs.replace(
+        checked, problems=tuple(problems), error=checked.error[:ERROR]
+    )
     return outcome, msgspec.json.encode(checked).decode()
 
 

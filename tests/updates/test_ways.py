@@ -12,10 +12,13 @@ import pytest
 
 from common import durable
 from common.states import Phase, SlotState
+from common.store import Store
 from common.updates import REPLY, REQUEST, Reply, Request
+from scripts.signers import PublishError
+from services.updater.channel import Channel, Choice, Offer, wanted
 from tests.updates.attacks import Stage, staged
 from tests.updates.desk import Desk
-from tests.updates.device import publish
+from tests.updates.device import bundle, publish, sign
 
 
 @pytest.fixture
@@ -73,6 +76,58 @@ def test_a_verdict_between_two_turns_is_told(stage: Stage, desk: Desk) -> None:
     desk.judge()
     desk.work()
     assert [one.slot for one in desk.history if one.step == "good"] == [stage.first, second]
+
+
+SIDE = """
+[groups.side]
+model = "nowhere"
+[cameras.other]
+source = "virtual"
+fps = 5
+group = "side"
+"""
+
+
+def test_two_groups_want_the_same_bundle(stage: Stage) -> None:
+    """It is fetched once; and what one of them is offered wrongly is not the other's trouble."""
+    stage.repository.set_channel("stable", "side", "parts", 1)
+    desk = Desk(stage.folder / "desk", stage.repository.anchor, stage.server.url, SIDE)
+    side = Store(desk.paths, "side", 2)
+    desk.work()
+    assert desk.judge().known_good == desk.judge(store=side).known_good == stage.first
+    [path] = [one for one in stage.server.sent if "bundles" in one]
+    assert stage.server.sent[path] == 10240
+    tar = bundle(stage.scratch, 7, "caps")
+    stage.repository.add_bundles(tar)
+    stage.repository.set_channel("stable", "side", "caps", 7)
+    second = publish(stage.repository, stage.scratch, 2)
+    wrong = {
+        "name": "parts", "version": "1", "release": 7, "profile": "any", "slot": "0" * 64,
+        "published": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    sign(stage.repository, "bundles/caps/7/any.tar", tar.read_bytes(), wrong)
+    desk.work()
+    assert desk.store.read().txn.slot == second
+    assert "not signed rightly" in desk.signed.ways["side"].report().reason
+    desk.close()
+
+
+def test_what_a_channel_says_at_length(stage: Stage) -> None:
+    """Through a pipe of 64 KiB to the updater, into the record, and onto a screen."""
+    repository = stage.repository
+    publish(repository, stage.scratch, 2)
+    with pytest.raises(PublishError, match="length <= 200"):
+        repository.withdraw("stable", "parts", 1, "x" * 201)
+    offers = tuple(Offer(release=one) for one in range(64))
+    why = {"parts": {str(one): "x" * 200 for one in range(64)}}
+    groups = {"main": Choice(bundle="parts", releases=offers)}
+    channel = Channel(serial=1, groups=groups, withdrawn=why)
+    release, reason = wanted(channel, "main", "device", 0.0, 0, {})
+    assert release is None
+    assert len(reason) == 1000
+    longest = {str(one): "x" * 200 for one in range(400)}
+    with repository._changing() as state, pytest.raises(PublishError, match="at most 65536"):
+        repository._put(state, "stable", Channel(serial=1, groups=groups, withdrawn={"a": longest}))
 
 
 def test_killed_after_any_write(stage: Stage, desk: Desk) -> None:
