@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ import msgspec
 
 from common.archive import pack, unpack
 from common.engine.bundle import MANIFEST, Bundle, open_bundle
+from common.engine.facts import SUFFIXES as MODELS
 from common.engine.model import Model
-from common.engine.runtimes import RUNTIMES, CannotRunError
+from common.engine.runtimes import CannotRunError
 from common.engine.samples import (
     ANSWERS,
     FOLDER,
@@ -30,8 +30,10 @@ from common.engine.samples import (
 )
 from common.errors import ModelError, StorageError, VigilError
 from common.verdict import binned
+from scripts.bundle_manifest import IDENTITY, MEASURED, collect, read_toml, render
+from services.cli.flags import add_flags
+from services.cli.run_model import judge
 
-MEASURED = "-"
 ITEMS_LEAST = 50  # of which a histogram is taken
 
 _EPILOG = """\
@@ -42,26 +44,29 @@ examples:
 """
 
 
-def arguments() -> argparse.Namespace:
+def arguments(prog: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
+    """All that a bundle can be told, for `scripts/import` too."""
     parser = argparse.ArgumentParser(
-        prog="scripts/bundle",
-        description=__doc__,
-        epilog=_EPILOG,
+        prog=prog,
+        usage=f"{prog} MODEL --out FILE.tar [OPTION ...]",
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a .onnx or .tflite file, or a bundle folder")
+    add("model", type=Path, metavar="MODEL", help=f"a {MODELS} file, or a bundle folder")
     add("--out", type=Path, required=True, metavar="FILE.tar", help="the bundle")
-    add("--name", help="of the model, the same for all its versions")
-    add("--version", help="for people")
-    add("--release", type=int, metavar="N", help="a counter that grows")
+    add("--name", help=IDENTITY["name"])
+    add("--version", help=IDENTITY["version"])
+    add("--release", type=int, metavar="N", help=IDENTITY["release"])
     add("--manifest", type=Path, metavar="TOML", help="what neither the file nor an option says")
-    add("--labels", type=Path, metavar="FILE", help="a class a line")
     add("--cpu-variant", type=Path, metavar="FILE", help="a model for when the accelerator is lost")
     add(
         "--samples", type=Path, metavar="DIR",
         help=f"reference pictures, with {ANSWERS} or else answered by the model itself",
     )  # fmt: skip
+    add("--picture", type=Path, metavar="FILE", help="to show what the model sees on it")
+    add("--show", type=Path, metavar="PNG", help="where, drawn (NAME.vigil.png beside the bundle)")
     add("--accuracy", type=float, metavar="SHARE", help="to reach on the samples, 0..1")
     add("--latency-p99-ms", type=float, metavar="MS", help="to keep on the device")
     add("--agreement", type=float, metavar="SHARE", help="with the live model in shadow, 0..1")
@@ -73,7 +78,8 @@ def arguments() -> argparse.Namespace:
         help="shares of scores to expect, in ten bins: a JSON list, or a manifest's; without FILE "
         "as the model scores the samples",
     )  # fmt: skip
-    return parser.parse_args()
+    add_flags(parser)
+    return parser
 
 
 def build(args: argparse.Namespace) -> list[str]:
@@ -85,8 +91,9 @@ def build(args: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="vigil-bundle-") as scratch:
         folder = Path(scratch) / "bundle"
         try:
-            _collect(args, folder)
-            said = _samples(args, folder)
+            collect(args, folder)
+            said = [] if args.picture is None else _show(args, folder)
+            said += _samples(args, folder)
             if args.confidence == MEASURED:
                 said.append(_measure_confidence(folder))
             bundle = open_bundle(folder)
@@ -110,81 +117,18 @@ def build(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _collect(args: argparse.Namespace, folder: Path) -> None:
-    """Bring model, labels and manifest together."""
-    content: dict[str, Any] = {}
-    if args.model.is_dir():
-        shutil.copytree(args.model, folder)
-        content = _toml(folder / MANIFEST)
-    else:
-        if not args.model.is_file():
-            raise ModelError(
-                f"{args.model}: no such file; expected a .onnx or .tflite file, or a bundle folder"
-            )
-        folder.mkdir()
-        shutil.copy(args.model, folder)
-        content = {"variants": _variants(args.model)}
-    before = json.dumps(content)
-    if args.manifest:
-        for key, value in _toml(args.manifest).items():
-            content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
-    if args.cpu_variant:
-        shutil.copy(args.cpu_variant, folder)
-        content["variants"] = [*content["variants"], *_variants(args.cpu_variant)]
-    if args.labels:
-        shutil.copy(args.labels, folder / "labels.txt")
-        content.setdefault("decoder", {})["labels"] = "labels.txt"
-    for key in ("name", "version", "release", "profile"):
-        if getattr(args, key) is not None:
-            content[key] = getattr(args, key)
-        if key != "profile" and key not in content:
-            raise ModelError(
-                f"{args.model}: the bundle's {key} is missing: give --{key}, or {key} = ... in "
-                "the file of --manifest"
-            )
-    for key in ("accuracy", "latency_p99_ms", "agreement", "score_shift", "latency_ratio"):
-        if getattr(args, key) is not None:
-            content.setdefault("limits", {})[key] = getattr(args, key)
-    if args.confidence not in (None, MEASURED):
-        content["confidence"] = _shares(Path(args.confidence))
-    if json.dumps(content) != before:
-        (folder / MANIFEST).write_text(_render(content))
-
-
-def _variants(model: Path) -> list[dict[str, str]]:
-    found = [
-        {"runtime": runtime, "file": model.name}
-        for runtime, row in RUNTIMES.items()
-        if model.suffix[1:] in row.formats
-    ][:1]
-    if not found:
-        raise ModelError(f"{model}: expected a .onnx or .tflite file, or a bundle folder")
-    return found
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: is no TOML: {error}") from error
-
-
-def _render(content: dict[str, Any]) -> str:
-    """A manifest as TOML, whose strings, numbers and arrays are written as JSON's are."""
-    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    plain = {key: value for key, value in content.items() if key not in (*tables, "variants")}
-    parts = [_lines(plain)]
-    parts += [f"\n[[variants]]\n{_lines(variant)}" for variant in content["variants"]]
-    parts += [f"\n[{name}]\n{_lines(table)}" for name, table in tables.items()]
-    return "".join(parts)
-
-
-def _lines(table: dict[str, Any]) -> str:
-    return "".join(
-        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items()
-    )
+def _show(args: argparse.Namespace, folder: Path) -> list[str]:
+    """What the model sees on a picture, also drawn."""
+    target = args.show or args.out.parent / f"{args.picture.stem}.vigil.png"
+    model = Model.load(open_bundle(folder))
+    model.warm_up()
+    seen = judge(model, args.picture, target)
+    model.close()
+    things = [
+        f"  {item['score']:.3f} {item['label']}" + (f" {item['box']}" if item["box"] else "")
+        for item in seen["items"]
+    ]
+    return [f"on {args.picture}, drawn in {target}:", *(things or ["  nothing"])]
 
 
 def _samples(args: argparse.Namespace, folder: Path) -> list[str]:
@@ -220,19 +164,6 @@ def _samples(args: argparse.Namespace, folder: Path) -> list[str]:
     return [said]
 
 
-def _shares(path: Path) -> Any:
-    """A histogram as a JSON list, or the one of a manifest."""
-    if path.suffix == ".toml":
-        content = _toml(path)
-        if "confidence" not in content:
-            raise ModelError(f"{path}: has no confidence; expected ten shares")
-        return content["confidence"]
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: is no JSON list of ten shares: {error}") from error
-
-
 def _measure_confidence(folder: Path) -> str:
     """Write into the manifest how the model's scores lie on its own samples."""
     bundle = open_bundle(folder)
@@ -248,9 +179,9 @@ def _measure_confidence(folder: Path) -> str:
             f"--confidence: the model finds {len(scores)} things on its samples; at least "
             f"{ITEMS_LEAST} are needed: give more --samples DIR, or --confidence FILE"
         )
-    content = _toml(folder / MANIFEST)
+    content = read_toml(folder / MANIFEST)
     content["confidence"] = [round(count / len(scores), 4) for count in binned(scores)]
-    (folder / MANIFEST).write_text(_render(content))
+    (folder / MANIFEST).write_text(render(content))
     return f"confidence measured on {len(scores)} items, on {runtime}"
 
 
@@ -298,7 +229,8 @@ def _test(bundle: Bundle) -> list[str]:
 
 def main() -> int:
     try:
-        print("\n".join(build(arguments())))
+        args = arguments("scripts/bundle", __doc__, _EPILOG).parse_args()
+        print("\n".join(build(args)))
     except VigilError as error:
         print("bundle:", " ".join(str(error).split("\n")), file=sys.stderr)
         return 1

@@ -155,7 +155,7 @@ def test_expected_confidence(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (NAMED, "the bundle's version is missing: give --version, or version = ... in the file"),
+        (NAMED, "no name, version or release yet: give --version, or the same in the file"),
         (("--version", 1, *NAMED), "m.onnx: the file doesn't say"),
         (("--manifest", "absent.toml", *NAMED), "absent.toml: can't be read"),
         (("--manifest", "labels.txt", *NAMED), "labels.txt: is no TOML"),
@@ -164,7 +164,7 @@ def test_expected_confidence(
         ((*FULL, "--labels", "absent.txt"), "absent.txt: No such file"),
         ((*FULL, "--samples", "absent"), "absent: No such file"),
         ((*FULL, "--samples", "."), "has no pictures"),
-        ((*FULL, "--cpu-variant", "labels.txt"), "labels.txt: expected a .onnx or .tflite"),
+        ((*FULL, "--cpu-variant", "labels.txt"), "labels.txt: expected a file named .onnx"),
         ((*FULL, "--labels", "short.toml"), "labels"),
         ((*FULL, "--confidence", "short.toml"), "short.toml: has no confidence"),
         ((*FULL, "--confidence", "labels.txt"), "labels.txt: is no JSON list of ten shares"),
