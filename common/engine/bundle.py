@@ -101,7 +101,7 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pixel_threshold: float | None = None  # the same for a place in a map; default: threshold
     minimum: float | None = None  # least score in validation
     maximum: float | None = None  # largest
-    error: Literal["squared", "absolute"] = "squared"  # whose mean is a reconstruction's score
+    error: Literal["squared", "absolute"] | None = None  # whose mean is its score; squared
     boxes: Literal["xyxy", "yxyx", "xywh", "yxhw"] | None = None  # corners, or centre and size
     normalised: bool | None = None  # boxes reach from 0 to 1; else they are in pixels of the input
     objectness: bool | None = None  # whether a score that there is anything precedes the classes'

@@ -174,11 +174,6 @@ class Model:
             height=spec.height,
             width=spec.width,
             roles=facts.roles,
-            threshold=either("threshold"),
-            pixel_threshold=either("pixel_threshold"),
-            minimum=either("minimum"),
-            maximum=either("maximum"),
-            error=given.error,
             folder=bundle.path if bundle.path.is_dir() else bundle.path.parent,
             **options,
         )

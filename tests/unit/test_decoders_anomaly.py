@@ -115,13 +115,11 @@ def test_a_model_that_decides_itself(dtype: type, names: str) -> None:
         Item("anomaly", 0.5, 0, box(5, 3)),
     ]
     assert decode(outputs | {names.split()[2]: label * 0}, wanted()) == []
-    # A threshold in the manifest is stricter or looser than the model's own.
-    strict = wanted(threshold=0.46, minimum=0.0, maximum=1.0)
-    assert decode(outputs, strict) == []
-    loose = wanted(threshold=0.35, minimum=0.0, maximum=1.0)
-    sure = decode(outputs | {names.split()[2]: label * 0}, loose)
-    assert [round(item.score, 4) for item in sure] == [0.6, 0.55]
-    assert sure[1].box == box(30, 20)
+    items = decode(outputs, wanted(pixel_threshold=0.35))
+    assert items[1:] == [Item("anomaly", items[1].score, 0, box(30, 20))]
+    assert items[1].score == pytest.approx(0.55)
+    with pytest.raises(ModelError, match=r"decides itself, in its output .*; name `outputs` in"):
+        decode(outputs, wanted(threshold=22.0))
 
 
 def test_a_mask_without_a_map() -> None:
@@ -135,7 +133,7 @@ def test_a_mask_without_a_map() -> None:
 
 def test_scores_that_the_model_does_not_normalise_are_refused() -> None:
     outputs = {"pred_score": np.array([30.0]), "pred_label": np.array([True])}
-    with pytest.raises(EngineError, match=r"score 30 is not normalised to 0\.\.1; give the score"):
+    with pytest.raises(EngineError, match=r"score 30 is not normalised to 0\.\.1; name `outputs`"):
         decode(outputs, wanted())
 
 
@@ -194,7 +192,6 @@ SCORE, BYTES = np.zeros(1, np.float32), np.zeros(1, np.uint8)
         ({"a": np.zeros((1, 3, 8, 8), np.float32)}, RAW, "decoder anomaly can't read the outputs"),
         ({"a": SCORE}, {}, "which scores are anomalous; give the score from .*--threshold, --m"),
         ({"a": SCORE}, RAW | {"minimum": None}, "nothing tells which scores are anomalous"),
-        ({"a": SCORE, "b": BYTES}, RAW | {"maximum": None}, "nothing tells which scores"),
         ({"a": SCORE}, RAW | {"maximum": 4.0}, "minimum = 4 and maximum = 4; expected the larger"),
     ],
 )

@@ -35,18 +35,28 @@ class Row:
 
 
 # Of the manifest's [decoder]: what some kinds ask, others know, and the rest have no use for.
-OPTIONS = ("activation", "boxes", "normalised", "objectness", "background", "columns", "anchors")
+OPTIONS = (
+    "activation", "boxes", "normalised", "objectness", "background", "columns", "anchors",
+    "threshold", "pixel_threshold", "minimum", "maximum", "error",
+)  # fmt: skip
+_RANGE = ("threshold", "minimum", "maximum")
 _CANDIDATES = "common.engine.decoders.candidates"
 _NMS = "common.engine.decoders.nms"
 _SCORES = {"activation": "none", "objectness": False}
 _YOLO = _SCORES | {"boxes": "xywh", "normalised": False}
 
 DECODERS = {
-    "anomaly": Row("common.engine.decoders.anomaly", "anomaly"),
+    "anomaly": Row("common.engine.decoders.anomaly", "anomaly", takes=(*_RANGE, "pixel_threshold")),
     "classification": Row(
         "common.engine.decoders.classification", "classification", takes=("activation",)
     ),
-    "reconstruction": Row("common.engine.decoders.reconstruction", "anomaly", with_input=True),
+    "reconstruction": Row(
+        "common.engine.decoders.reconstruction",
+        "anomaly",
+        takes=(*_RANGE, "error"),
+        knows={"error": "squared"},
+        with_input=True,
+    ),
     "ssd": Row(_NMS, knows={"boxes": "yxyx", "normalised": True}),
     "nms": Row(_NMS, takes=("boxes", "normalised", "columns")),
     "detection-output": Row(
@@ -90,12 +100,12 @@ class Settings:
     height: int  # of the model's input
     width: int
     roles: dict[str, str]  # output name -> boxes, classes, scores, count; from the file's graph
-    threshold: float | None = None  # these five: see `bundle.Decoder`
+    threshold: float | None = None  # from here on: see `bundle.Decoder`
     pixel_threshold: float | None = None
     minimum: float | None = None
     maximum: float | None = None
-    error: str = "squared"
-    boxes: str | None = None  # these six: see `bundle.Decoder`; "grid" is YOLOX's
+    error: str | None = None
+    boxes: str | None = None  # "grid" is YOLOX's
     normalised: bool | None = None
     objectness: bool | None = None
     background: bool | None = None

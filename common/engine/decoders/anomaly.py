@@ -12,8 +12,9 @@ the pixel threshold (8-connected, at least LEAST_SHARE of the map, the largest w
 more than `max_items`), best first. A normal picture gives none, whatever its map has.
 
 Scores are scaled as Anomalib does (min-max normalisation: (s - threshold) / (maximum - minimum) +
-0.5, clipped to 0..1), so that 0.5 is the threshold. A model with `pred_label` whose manifest gives
-no threshold has done so itself: its label and mask decide, and its scores have to be 0..1.
+0.5, clipped to 0..1), so that 0.5 is the threshold. A model with `pred_label` has done so itself:
+its label decides, its scores have to be 0..1, and its mask counts unless there is a
+`pixel_threshold`.
 """
 
 from collections.abc import Sequence
@@ -47,13 +48,18 @@ _ASK = (
     f"give {', '.join(_ASKED.values())}, as the model counts (`threshold`, `minimum` and `maximum` "
     f"in [decoder], or {', '.join(_ASKED)})"
 )
+_OWN = "name `outputs` in [decoder] without it, and give threshold, minimum and maximum"
 
 
 def build(outputs: Sequence[Tensor], settings: Settings) -> Decode:
     """See `common.engine.decoders.build`."""
     places, where = _places(outputs, settings), settings.where
-    given = (settings.threshold, settings.minimum, settings.maximum)
-    own = "pred_label" in places and given == (None, None, None)
+    own = "pred_label" in places
+    if own and {settings.threshold, settings.minimum, settings.maximum} != {None}:
+        raise ModelError(
+            f"{where}: decides itself, in its output {outputs[places['pred_label']]}; {_OWN}, or "
+            "leave threshold, minimum and maximum out"
+        )
     threshold, span = (0.5, 1.0) if own else bounds(settings)
     edge = threshold if settings.pixel_threshold is None else settings.pixel_threshold
 
@@ -63,13 +69,13 @@ def build(outputs: Sequence[Tensor], settings: Settings) -> Decode:
             check_finite(numbers, where)
         score = float(read["pred_score" if "pred_score" in read else "anomaly_map"].max())
         if own and not -0.01 <= score <= 1.01:
-            raise EngineError(f"{where}: score {score:.3g} is not normalised to 0..1; {_ASK}")
+            raise EngineError(f"{where}: score {score:.3g} is not normalised to 0..1; {_OWN}")
         if not (read["pred_label"].any() if own else score >= threshold):
             return []
         level = max(0.5, scaled(score, threshold, span))
         heat = _plane(read["anomaly_map"], where) if "anomaly_map" in read else None
         mask = None if heat is None else heat >= edge
-        if own and "pred_mask" in read:
+        if "pred_mask" in read and (heat is None or settings.pixel_threshold is None):
             mask = _plane(read["pred_mask"], where) != 0
         regions = []
         if mask is not None:
