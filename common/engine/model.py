@@ -158,7 +158,11 @@ class Model:
         if spec.layout == "nhwc":
             shape = (1, spec.height, spec.width, spec.channels)
         buffers = engine.allocate(shape[-len(engine.input.shape) :])
-        labels = (decoders.ANOMALY,) if row.task == "anomaly" else bundle.labels or facts.labels
+        labels = bundle.labels or facts.labels
+        if row.task == "anomaly":
+            labels = (decoders.ANOMALY,)
+            if bundle.labels is not None:
+                raise ModelError(f"{path}: decoder {kind} has a label of its own, {labels[0]!r}")
         read = _read(given.outputs, engine.outputs, str(path))
         outputs = [engine.outputs[place] for place in read]
         # Classes that don't exclude each other, or a single one, are there or not.

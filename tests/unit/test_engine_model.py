@@ -327,6 +327,25 @@ def test_inputs_refused(
 # --- outputs -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"kind": "classification", "threshold": 0.5}, "classification has no use for `threshold`"),
+        ({"kind": "anomaly", "error": "absolute"}, "decoder anomaly has no use for `error`"),
+        ({"kind": "anomaly", "labels": "m.txt"}, "anomaly has a label of its own, 'anomaly'"),
+    ],
+)
+def test_what_a_decoder_does_not_read_is_refused(
+    tmp_path: Path, flags: dict[str, Any], says: str
+) -> None:
+    path = onnx_files.classifier(tmp_path / "m.onnx")
+    (tmp_path / "m.txt").write_text("good\nbad\n")
+    if "labels" in flags:
+        flags = flags | {"labels": tmp_path / "m.txt"}
+    with pytest.raises(ModelError, match=says):
+        Model.load(open_bundle(path, colour="rgb", scale=1, resize="stretch", **flags))
+
+
 def test_the_outputs_to_be_read_are_named(tmp_path: Path) -> None:
     flags: dict[str, Any] = SEEN | {"colour": "bgr", "scale": 1000, "constants": CONSTANTS}
     path = two_inputs(tmp_path / "m.onnx")

@@ -41,8 +41,8 @@ LEAST_SHARE = 0.0001  # of the map; what is smaller is noise
 _NAMES = {"anomaly_map", "pred_score", "pred_label", "pred_mask"}
 _ASKED = {
     "--threshold": "the score from which on a picture is anomalous",
-    "--minimum": "the least score seen in validation",
-    "--maximum": "the largest",
+    "--minimum": "the least score in validation",
+    "--maximum": "the largest score in validation",
 }
 _ASK = (
     f"give {', '.join(_ASKED.values())}, as the model counts (`threshold`, `minimum` and `maximum` "
