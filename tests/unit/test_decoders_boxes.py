@@ -118,6 +118,24 @@ def test_what_the_columns_are(told: str, thing: bool, turned: bool) -> None:
     same(items, naive(boxes, things, classes), W, H)
 
 
+def test_a_single_class_of_yolov7_is_its_objectness() -> None:
+    boxes, things, classes = scene(3 * CELLS)
+    values = [np.concatenate([boxes, things[:, None], classes[:, :1]], 1)[None]]
+    one = np.ones((len(boxes), 1), np.float32)
+    same(decoded("yolov7", values, labels=("scratch",)), naive(boxes, things, one), W, H)
+    same(decoded("yolov5", values, labels=("scratch",)), naive(boxes, things, classes[:, :1]), W, H)
+
+
+def test_half_precision() -> None:
+    boxes, _, classes = scene(CELLS)
+    table = np.concatenate([boxes, classes], 1).astype(np.float16)
+    kept = naive(table[:, :4].astype(float), np.ones(CELLS), table[:, 4:].astype(float))
+    for turned in (table.T[None], table[None]):
+        tensor = Tensor("o", turned.shape, turned.dtype)
+        items = build("yolov8", [tensor], wanted(height=H, width=W))([turned], WHOLE)
+        same(items, kept, W, H)
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("form", ["xyxy", "yxyx", "xywh", "yxhw"])
 def test_boxes_and_scores_apart(form: str, order: tuple[int, int]) -> None:
@@ -172,8 +190,8 @@ def test_logits(activation: str) -> None:
     boxes, _, classes = scene(60)
     logits = np.log(classes / (1 - classes))
     if activation == "softmax":
-        logits *= 3
-        powers = np.exp(logits)
+        logits[7] += 100  # its powers are infinite, their shares are not
+        powers = np.exp(logits.astype(np.longdouble))
         classes = powers / powers.sum(1, keepdims=True)
     values = [boxes[None], logits[None]]
     given: dict[str, Any] = {"boxes": "xywh", "normalised": False}
@@ -248,6 +266,13 @@ def test_ssd_with_anchors(tmp_path: Path, activation: str, given: str, form: str
         anchors=made, folder=tmp_path,
     )  # fmt: skip
     same(items, naive(np.array(boxes), np.ones(len(boxes)), shares[:, 1:]), W, H)
+
+
+def test_anchors_are_as_high_as_wide_where_the_input_is_not() -> None:
+    for height, width in ((H, W), (W, H)):
+        made = make(Anchors(**NUMBERS), Path(), False, height, width)
+        assert made[0, 2:] == pytest.approx((6.4, 6.4))
+    assert len(make(Anchors(**NUMBERS, reduced=False), Path(), False, H, W)) == 4 * (24 + 6 + 2)
 
 
 def test_the_anchors_of_the_real_ssd(shared_data: Path) -> None:
@@ -327,15 +352,18 @@ def test_rows_by_their_columns(columns: str, shape: tuple[int, ...]) -> None:
     table = np.concatenate([CHOSEN, np.zeros((5, 1), np.float32)], 1)[:, order].reshape(shape)
     items = decoded("nms", [table], columns=names, normalised=False)
     same(items, naive_chosen(), W, H)
-    same(
-        decoded("nms", [table], columns=names, normalised=False, max_items=4), naive_chosen(), W, H
-    )
+    two = build_for("nms", [table], columns=names, normalised=False, max_items=2)
+    assert two([table], WHOLE) == items[:2]
 
 
 def test_yolov8_with_nms_built_in() -> None:
     table = np.zeros((1, 300, 6), np.float32)
     table[0, :5] = CHOSEN
     same(decoded("yolov8", [table]), naive_chosen(), W, H)
+    two = np.full((1, CELLS, 6), 0.9, np.float32)  # a box and two classes a cell: no such rows
+    two[0, :, :4] = [30, 30, 10, 10]
+    (item,) = build_for("yolov8", [two], labels=LABELS[:2])([two], WHOLE)
+    assert item.box == pytest.approx((25, 25, 35, 35))
     empty = build_for("yolov8", [table], score=0.0)
     assert empty([np.zeros((1, 300, 6), np.float32)], WHOLE) == []
 
@@ -371,11 +399,36 @@ def test_efficient_nms(names: list[str], normalised: bool, form: str) -> None:
         np.array([[4]], np.int32), boxes[None], CHOSEN[None, :, 4], CHOSEN[None, :, 5].astype("i4"),
     ]  # fmt: skip
     given: dict[str, Any] = {"names": names, "boxes": form, "normalised": normalised}
-    same(decoded("nms", values, **given), naive_chosen(CHOSEN[:4]), W, H)
+    items = decoded("nms", values, **given)
+    same(items, naive_chosen(CHOSEN[:4]), W, H)
+    assert build_for("nms", values, **given, max_items=2)(values, WHOLE) == items[:2]
     values[0][:] = 6
     with pytest.raises(EngineError, match="reports 6 boxes of at most 5"):
         build_for("nms", values, **given)(values, WHOLE)
     same(decoded("nms", values[1:], **given | {"names": names[1:]}), naive_chosen(), W, H)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("kind", "shapes", "place", "given"),
+    [
+        ("nms", [(1, 9, 6)], (0, 3, 4), {"columns": ["x1", "y1", "x2", "y2", "score", "class"]}),
+        ("nms", [(1, 9, 6)], (0, 3, 1), {"columns": ["x1", "y1", "x2", "y2", "score", "class"]}),
+        ("detection-output", [(1, 1, 9, 7)], (0, 0, 3, 2), {}),
+        ("yolo", [(1, 9, 3), (1, 9, 4)], (0, 3, 1), {"boxes": "xyxy"}),
+        ("yolo", [(1, 9, 4), (1, 9, 3)], (0, 3, 1), {"boxes": "xyxy"}),
+        ("yolo", [(1, 9, 3), (1, 9, 4)], (0, 3, 1), {"boxes": "xywh", "activation": "softmax"}),
+        ("yolo", [(1, 9, 3), (1, 9, 4)], (0, 3, 1), {"boxes": "xywh", "activation": "sigmoid"}),
+    ],
+)
+def test_nan_is_never_nothing_seen(
+    kind: str, shapes: list[Any], place: Any, given: dict[str, Any], bad: float
+) -> None:
+    values = [np.full(shape, 0.7, np.float32) for shape in shapes]
+    values[0][place] = bad
+    if given.get("activation") != "sigmoid" or math.isnan(bad):  # that of infinity is 1
+        with pytest.raises(EngineError, match="NaN or infinity; the frame was not judged"):
+            build_for(kind, values, **{"normalised": True} | given)(values, WHOLE)
 
 
 # --- asked for, refused ------------------------------------------------------------------------

@@ -83,13 +83,18 @@ def test_suppression_is_bounded() -> None:
 def test_best_of_keeps_the_order_of_equals() -> None:
     scores = np.array([0.5, 0.9, 0.2, 0.5, 0.9], np.float32)
     assert best_of(scores, 0.5).tolist() == [1, 4, 0, 3]
+    many = best_of(np.full(5000, 0.5, np.float32), 0.5)
+    assert len(many) == 1000
+    assert (np.diff(many) > 0).all()
 
 
-def test_a_huge_box_suppresses_no_other_class() -> None:
+def test_classes_far_out_or_below_0_leave_each_other_alone() -> None:
     """Classes are parted by moving them beyond the largest coordinate."""
-    boxes = np.array([[-1e30, -1e30, 1e30, 1e30], [8, 8, 20, 20], [40, 40, 60, 60]], np.float32)
+    boxes = np.array([[-1e30, -1e30, 1e30, 1e30], [8, 8, 20, 20], [8, 8, 20, 21]], np.float32)
     scores, classes = np.array([0.9, 0.8, 0.7], np.float32), np.array([0, 1, 1])
-    assert suppress(boxes, scores, classes, wanted()).tolist() == [0, 1, 2]
+    assert suppress(boxes, scores, classes, wanted()).tolist() == [0, 1]
+    boxes = np.array([[50, 50, 60, 60], [-11, -11, -1, -1]], np.float32)
+    assert suppress(boxes, scores[:2], classes[:2], wanted()).tolist() == [0, 1]
 
 
 # --- YOLOX -------------------------------------------------------------------------------------

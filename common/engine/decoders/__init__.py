@@ -81,6 +81,7 @@ DECODERS = {
         knows={"activation": "none"},
     ),
     "yolov5": Row(_CANDIDATES, takes=("normalised",), knows=_YOLO | {"objectness": True}),
+    "yolov7": Row(_CANDIDATES, takes=("normalised",), knows=_YOLO | {"objectness": True}),
     "yolov8": Row(_CANDIDATES, takes=("normalised",), knows=_YOLO),
     "yolo-nas": Row(_CANDIDATES, takes=("normalised",), knows=_YOLO | {"boxes": "xyxy"}),
     "yolox": Row(_CANDIDATES, knows=_YOLO | {"boxes": "grid", "objectness": True}),

@@ -80,6 +80,8 @@ def build(outputs: Sequence[Tensor], settings: Settings) -> Decode:
             "none if they are, sigmoid or softmax if they are logits",
         )
     first = 1 if settings.background else 0
+    # YOLOv7 never trains a single class's score (its models/experimental.py, ONNX_ORT).
+    alone = settings.kind == "yolov7" and len(settings.labels or ()) == 1
 
     def decode(values: Sequence[Array], geometry: Geometry) -> list[Item]:
         stored = classes.of(values)
@@ -97,7 +99,7 @@ def build(outputs: Sequence[Tensor], settings: Settings) -> Decode:
             scores = _sigmoid(scores) if activation == "sigmoid" else scores
         _check_scores(scores, classes.tensor, settings)
         if thing is not None:
-            scores = scores * sure[rows]
+            scores = sure[rows] if alone else scores * sure[rows]
         chosen = best_of(scores, settings.score)
         scores, indices = scores[chosen], stored[chosen, first:].argmax(1)
         if thing is not None:
@@ -271,7 +273,8 @@ def _check_scores(scores: Floats, tensor: Tensor, settings: Settings) -> None:
 
 
 def _softmax(logits: Floats) -> Floats:
-    powers: Floats = np.exp(logits - logits.max(1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of infinity: NaN, which is told
+        powers: Floats = np.exp(logits - logits.max(1, keepdims=True))
     powers /= powers.sum(1, keepdims=True)
     return powers
 
