@@ -35,6 +35,12 @@ def fetch(settings: Config, paths: Paths, update: Update, budget: Budget) -> Non
     place = update.source if update.offline else updates.url
     if place is None:
         raise ConfigError(f"{settings.path}: updates.url is missing: {update.source} is no folder")
+    most = updates.update_mb
+    if most and not update.offline and update.length > most * 1_000_000:
+        raise BudgetError(
+            f"updates.update_mb: {update.title} has {update.length / 1e6:.1f} MB, and {most} MB "
+            "may be moved; raise it"
+        )
     download(
         open_source(place, ca=ca, stall_s=updates.stall_s),
         update.place, update.length, update.sha256, paths.updates / "partial",
@@ -52,16 +58,16 @@ def run(settings: Config, paths: Paths, group: str) -> tuple[Outcome, str]:
     if noted.update is None:
         nothing = Fetched(error=problem or "no update is under way")
         return Outcome.LATER, msgspec.json.encode(nothing).decode()
-    update = noted.update
-    budget = Budget(
-        paths.updates / "budget.json",
-        day=int(floors.trusted_now(paths.updates) // DAY_S),
-        daily_mb=updates.daily_mb,
-        update_mb=updates.update_mb,
-    )
+    update, budget = noted.update, None
     said, wait_s, outcome = "", 0.0, Outcome.DONE
     notes = (load(paths.updates / f"txn-{name}.json")[0].update for name in settings.groups)
     try:
+        budget = Budget(
+            paths.updates / "budget.json",
+            day=int(floors.trusted_now(paths.updates) // DAY_S),
+            daily_mb=updates.daily_mb,
+            update_mb=updates.update_mb,
+        )
         budget.tidy({one.sha256 for one in notes if one})
         fetch(settings, paths, update, budget)
     except FetchError as error:
@@ -72,7 +78,7 @@ def run(settings: Config, paths: Paths, group: str) -> tuple[Outcome, str]:
         said, outcome = str(error), Outcome.LATER
     except UntrustedError as error:  # of which the same server has more: as seldom as possible
         said, wait_s, outcome = str(error), updates.check_s, Outcome.REFUSED
-    moved = budget.used(update.sha256)
+    moved = budget.used(update.sha256) if budget else update.moved
     return outcome, msgspec.json.encode(Fetched(moved, wait_s, said)).decode()
 
 

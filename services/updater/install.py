@@ -7,9 +7,11 @@ NOTED is the group's transaction, where the bundle is a signed one: it has to be
 Prints one line: the slot, or why not. Its exit status says which (`Outcome`).
 """
 
+import hashlib
 import shutil
 from pathlib import Path
 
+from common import durable
 from common.archive import unpack
 from common.config import Config
 from common.engine.bundle import Manifest, open_bundle
@@ -83,6 +85,15 @@ def _check(manifest: Manifest, profile: str, signed: Update | None) -> None:
         raise UntrustedError(f"says it is {found}, signed is {should}")
 
 
+def _sha256(path: Path) -> str:
+    """ "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
 def _shown(text: str) -> str:
     return "".join(letter for letter in text if letter.isprintable())[:SHOWN]
 
@@ -97,6 +108,10 @@ def run(
         outcome = Outcome.DONE
     except (BundleError, ModelError, TransitionError, UntrustedError) as error:
         said, outcome = str(error), Outcome.REFUSED
+        if signed and _sha256(Path(tar)) != signed.sha256:  # it was when it came
+            said, outcome = f"its file was damaged here, and is fetched anew: {said}", Outcome.LATER
+            durable.remove(Path(f"{tar}.synced"))
+            durable.remove(Path(tar))
     except (StorageError, LockedError) as error:
         said, outcome = str(error), Outcome.LATER
     said = said.replace(f"{store.staging}/incoming/", "").replace(f"{Path(tar).parent}/", "")

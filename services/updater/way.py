@@ -96,9 +96,9 @@ class Way:
         if now and record.txn.slot == now.slot and record.txn.phase is not Phase.NONE:
             return  # it is judged first
         if now and found and now.slot == found.slot:
-            if now.source != found.source:  # the stick was pulled, the network is back
-                moved = msgspec.structs.replace(now, source=found.source, place=found.place)
-                self._note(self._at(moved))
+            there = msgspec.structs.replace(found, step=now.step, moved=now.moved)
+            if there != now:  # the stick was pulled, the network is back; or it was packed anew
+                self._note(self._at(there))
                 at_once = True
             self._retry = 0.0 if at_once else self._retry
             return
@@ -144,6 +144,10 @@ class Way:
         update = self.noted.update
         if update is None or time.monotonic() < self._retry:
             return None
+        tar = self._folder / "partial" / update.sha256
+        if update.step is Step.INSTALL and not tar.is_file():  # removed, or packed anew
+            update = msgspec.structs.replace(update, step=Step.DOWNLOAD)
+            self._note(self._at(update))
         if update.step is Step.DOWNLOAD:
             if not update.offline and not self._open(self._settings.download):
                 self._waits = "a download window"
@@ -154,7 +158,6 @@ class Way:
                 limit_s=FETCH_S, settle=partial(self._fetched, update),
             )  # fmt: skip
         if update.step is Step.INSTALL and self._candidate.free:
-            tar = self._folder / "partial" / update.sha256
             return self._child(
                 "services.updater.install", self.group, str(tar), str(self._file),
                 limit_s=INSTALL_S, settle=partial(self._installed, update),
@@ -180,8 +183,10 @@ class Way:
         if outcome is Outcome.DONE:
             self._go_on(update, Step.INSTALL)
         else:
-            told = "failed" if outcome is Outcome.REFUSED else "waits"
-            self._later(update, told, fetched.error, fetched.wait_s)
+            told, wait_s = "waits", fetched.wait_s
+            if outcome is Outcome.REFUSED:  # all of it moved in vain
+                told, wait_s = "failed", min(max(DAY_S, wait_s), wait_s * 2 ** min(self._tries, 16))
+            self._later(update, told, fetched.error, wait_s)
 
     def _installed(self, update: Update, outcome: Outcome, said: str) -> None:
         if self.noted.update != update:  # the record has told already

@@ -3,7 +3,8 @@ again in between."""
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from common.store import Store
 from common.updates import REPLY, REQUEST, Reply, Request
 from scripts.signers import PublishError
 from services.updater.channel import Channel, Choice, Offer, wanted
+from services.updater.life import Step
+from tests.servers.updates import Fault
 from tests.updates.attacks import Stage, staged
 from tests.updates.desk import Desk
 from tests.updates.device import bundle, publish, sign
@@ -86,6 +89,72 @@ source = "virtual"
 fps = 5
 group = "side"
 """
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"x" * 10240)])
+def test_a_bundle_that_is_damaged_after_its_download(
+    stage: Stage, desk: Desk, damage: Callable[[Path], object]
+) -> None:
+    """The release is not to blame: it is fetched again."""
+    second, way = publish(stage.repository, stage.scratch, 2), desk.signed.ways["main"]
+    desk.signed._next_s = 0.0
+    while not way.noted.update or way.noted.update.step is not Step.INSTALL:
+        desk.turn()
+    damage(desk.paths.updates / "partial" / way.noted.update.sha256)
+    desk.turn()
+    way._retry = 0.0
+    desk.work()
+    assert desk.judge().known_good == second
+
+
+def test_a_release_that_was_packed_anew(stage: Stage, desk: Desk) -> None:
+    """With the same content, and other bytes: where they were before there is nothing."""
+    stage.server.faults["targets/bundles/parts/2/*"] = Fault(status=404)
+    second = publish(stage.repository, stage.scratch, 2)
+    desk.work()
+    [old] = (stage.server.folder / "targets/bundles/parts/2").iterdir()
+    path = "bundles/parts/2/any.tar"
+    custom = stage.repository.state().targets.targets[path].custom
+    sign(stage.repository, path, old.read_bytes() + bytes(10240), custom)
+    old.unlink()
+    stage.server.faults.clear()
+    desk.work()
+    assert desk.judge().known_good == second
+
+
+def test_what_a_budget_can_never_allow_is_not_begun(stage: Stage) -> None:
+    """And a budget that can't be read is told to be so."""
+    [old] = (stage.server.folder / "targets/bundles/parts/1").iterdir()
+    path = "bundles/parts/1/any.tar"
+    custom = stage.repository.state().targets.targets[path].custom
+    sign(stage.repository, path, old.read_bytes() + bytes(1_000_000), custom)
+    url = stage.server.url
+    desk = Desk(stage.folder / "desk", stage.repository.anchor, url, "update_mb = 1\n")
+    desk.work()
+    assert "has 1.0 MB, and 1 MB may be moved" in desk.history[-1].reason
+    assert not any("bundles" in request.path for request in stage.server.requests)
+    (desk.paths.updates / "budget.json").unlink()
+    (desk.paths.updates / "budget.json").mkdir()
+    desk.signed.ways["main"]._retry = 0.0
+    desk.work()
+    assert "budget.json" in desk.history[-1].reason
+    desk.close()
+
+
+def test_a_server_with_something_else_is_asked_ever_less(stage: Stage) -> None:
+    stage.server.faults["targets/bundles/*"] = Fault(body=bytes(10240))
+    desk = Desk(stage.folder / "desk", stage.repository.anchor, stage.server.url)
+    desk.work()
+    way, waits_s = desk.signed.ways["main"], []
+    for _ in range(6):
+        waits_s.append(way._retry - time.monotonic())
+        way._retry = 0.0
+        desk.turn()
+    hour_s, slack_s = 3600.0, 30.0
+    assert 0.5 * hour_s - slack_s < waits_s[0] < 1.5 * hour_s
+    assert waits_s[-1] > 12 * hour_s - slack_s
+    assert [one.outcome for one in desk.history] == ["ok", "failed"]
+    desk.close()
 
 
 def test_two_groups_want_the_same_bundle(stage: Stage) -> None:
