@@ -36,6 +36,7 @@ from tests import onnx_files
 from tests.servers.updates import Fault
 from tests.updates.attacks import ATTACKS, Stage, staged
 from tests.updates.device import Device
+from tests.updates.test_update_power_cuts import figures as crashes
 
 CONFIG = f"""
 [cameras.belt]
@@ -193,12 +194,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench/update", description=__doc__)
     parser.add_argument("--disconnects", type=int, default=50, metavar="N")
     parser.add_argument("--handovers", type=int, default=5, metavar="N")
+    parser.add_argument("--every", type=int, default=10, metavar="N",
+                        help="go on from each Nth crash state only")  # fmt: skip
     parser.add_argument("--seed", type=int, default=1, metavar="S")
     arguments = parser.parse_args()
     figures = attacks()
     figures |= disconnects(arguments.disconnects, random.Random(arguments.seed))
     figures |= memory()
     figures |= hand_overs(arguments.handovers)
+    figures |= crashes(arguments.every)
     report(figures)
     sys.exit(figures["attacks"] != figures["attacks_stopped"])
 

@@ -1,9 +1,10 @@
 """Every state a disk may be in after a power cut, derived from the system calls of a program.
 
 The rules are the strictest that POSIX allows. A file's bytes are durable after its fsync; until
-then any part of them may be there, or none. A name is durable after its folder's fsync; until then
-each change of a name may have happened or not, whatever became of the others. A rename from one
-folder to another is two changes. What a process saw, or another one, says nothing about the disk.
+then any part of them may be there, or none; only adding to them touches none that are durable. A
+name is durable after its folder's fsync; until then each change of a name may have happened or not,
+whatever became of the others. A rename from one folder to another is two changes. What a process
+saw, or another one, says nothing about the disk.
 """
 
 import itertools
@@ -18,13 +19,13 @@ from typing import TypeVar
 from common.paths import PROJECT
 
 TRACED = (
-    "openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "unlink", "unlinkat", "mkdir",
-    "rmdir",
+    "openat", "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "rename", "unlink",
+    "unlinkat", "mkdir", "rmdir",
 )  # fmt: skip
 # None of these may occur: the model does not know them.
 FOREIGN = (
-    "creat", "writev", "renameat", "renameat2", "mkdirat", "ftruncate", "truncate", "link",
-    "linkat", "symlink", "symlinkat", "fallocate", "copy_file_range", "sendfile", "sync", "syncfs",
+    "creat", "writev", "renameat", "renameat2", "mkdirat", "truncate", "link", "linkat",
+    "symlink", "symlinkat", "fallocate", "copy_file_range", "sendfile", "sync", "syncfs",
 )  # fmt: skip
 MOST = 4096  # states of one instant; with more, those near all and none of what is not synced
 
@@ -37,15 +38,17 @@ class File:
     durable: bytes | None = None  # None: nothing of it was ever synced
     content: bytes = b""
     dirty: bool = True
+    kept: int = 0  # bytes at its beginning that are durable, and not written since
 
     def possible(self) -> list[bytes]:
         """What may be read from it after a power cut, once it has a name."""
         if not self.dirty:
             return [self.content]
-        lengths = {0, 1, len(self.content) // 2, len(self.content) - 1, len(self.content)}
-        found = [self.content[: max(0, n)] for n in sorted(lengths)]
-        if self.content:
-            found.append(bytes(len(self.content)))  # the length is there, the bytes are not
+        kept, length = self.kept, len(self.content)
+        lengths = {kept, kept + 1, (kept + length) // 2, length - 1, length}
+        found = [self.content[:n] for n in sorted(lengths) if kept <= n <= length]
+        # The length is there, the bytes are not.
+        found.append(self.content[:kept] + bytes(length - kept))
         if self.durable is not None:
             found.append(self.durable)
         return list(dict.fromkeys(found))
@@ -91,11 +94,11 @@ class Disk:
     def sync(self, path: str) -> None:
         node = self.at(path)
         if isinstance(node, File):
-            node.durable, node.dirty = node.content, False
+            node.durable, node.dirty, node.kept = node.content, False, len(node.content)
         else:
             node.durable, node.changes = dict(node.names), []
 
-    def states(self) -> Iterator[tuple[Tree, frozenset[str]]]:
+    def states(self, most: int = MOST) -> Iterator[tuple[Tree, frozenset[str]]]:
         """Every tree that may be found after a power cut just now, and those of its folders that
         stand there under two names: who removes the one empties the other."""
         folders = list(_folders(self.root))
@@ -109,7 +112,7 @@ class Disk:
                 some += [tuple(i != k for i in range(n)) for k in range(n)]
                 some += [tuple(i == k for i in range(n)) for k in range(n)]
                 choices.append(list(dict.fromkeys(some)))
-        for chosen in _bounded(choices):
+        for chosen in _bounded(choices, most):
             names = {}
             for folder, took in zip(folders, chosen, strict=True):
                 now = dict(folder.durable)
@@ -125,7 +128,7 @@ class Disk:
                     places.setdefault(id(node), []).append(path)
             twice = frozenset(p for paths in places.values() if len(paths) > 1 for p in paths)
             dirty = {id(node): node.possible() for node in files.values()}
-            for contents in _bounded(list(dirty.values())):
+            for contents in _bounded(list(dirty.values()), most):
                 holds = dict(zip(dirty, contents, strict=True))
                 yield {path: holds.get(id(node)) for path, node in nodes.items()}, twice
 
@@ -165,11 +168,11 @@ def _walk(
             yield from _walk(node, names, f"{at}{name}/")
 
 
-def _bounded(choices: list[list[Choice]]) -> Iterable[tuple[Choice, ...]]:
+def _bounded(choices: list[list[Choice]], most: int) -> Iterable[tuple[Choice, ...]]:
     total = 1
     for options in choices:
         total *= len(options)
-    if total <= MOST:
+    if total <= most:
         return itertools.product(*choices)
     found = []
     for base in (0, -1):
@@ -186,10 +189,12 @@ _CALL = re.compile(r"(\d+) +(\w+)\((.*)\) += (\d+)")
 _TEXT = re.compile(r'["<]((?:\\x[0-9a-f]{2})*)[">]')
 
 
+STRACE = ["strace", "-f", "-y", "-xx", "-s", "1000000", "-e", "trace=" + ",".join(TRACED + FOREIGN)]
+
+
 def trace(command: list[str], to: Path) -> int:
     """Run a program and note its system calls; returns its exit status."""
-    strace = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "1000000", "-o", str(to)]
-    strace += ["-e", "trace=" + ",".join((*TRACED, *FOREIGN))]
+    strace = [*STRACE, "--seccomp-bpf", "-o", str(to)]
     return subprocess.run([*strace, *command], cwd=PROJECT).returncode
 
 
@@ -207,19 +212,20 @@ class Cut:
         return frozenset(self.tree.items()), self.twice
 
 
-def cuts(log: Path, root: Path, marks: Path) -> Iterator[Cut]:
+def cuts(log: Path, root: Path, marks: Path, most: int = MOST) -> Iterator[Cut]:
     """The states that a power cut at any instant of a traced program may leave; each comes once
     for each mark that was the newest while it could be left.
 
     Args:
         root: the folder that matters, empty at first, its own name durable.
         marks: a file of numbers, a line each; whatever is written there was promised.
+        most: states of one instant, as `MOST`.
     """
     disk, mark = Disk(), 0
     found: set[int] = set()
 
     def news() -> Iterator[Cut]:
-        for tree, twice in disk.states():
+        for tree, twice in disk.states(most):
             cut = Cut(tree, twice, mark)
             key = hash((cut.key, mark))
             if key not in found:
@@ -260,9 +266,17 @@ def _apply(disk: Disk, root: bytes, call: str, arguments: str, texts: list[bytes
         elif "O_TRUNC" in arguments:
             file = disk.at(first)
             assert isinstance(file, File)
-            file.content, file.dirty = b"", True
+            file.content, file.dirty, file.kept = b"", True, 0
         else:
             return False
+    elif call == "ftruncate":
+        file, length = disk.at(first), int(arguments.rpartition(",")[2])
+        assert isinstance(file, File)
+        assert length <= len(file.content), f"{first}: made longer"
+        if length == len(file.content):
+            return False
+        file.content, file.dirty = file.content[:length], True
+        file.kept = min(file.kept, length)
     elif call == "write":
         file = disk.at(first)
         assert isinstance(file, File)

@@ -155,7 +155,7 @@ def without_fsync(where: str) -> None:
 
     def selective(fd: int) -> None:
         nonlocal seen
-        if caller(2).startswith(site):
+        if caller(site.count("<") + 1).startswith(site):
             seen += 1
             if not turn or seen % 2 == int(turn) % 2:
                 return

@@ -27,7 +27,9 @@ from tests.faults.power_cut_programs import BUNDLES, FSYNCS, ORDERS, Device, fin
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None, reason="needs strace, to see the order of system calls"
 )
-KILLED_AT = ("write", "pwrite64", "fsync", "rename", "unlink", "unlinkat", "mkdir", "rmdir")
+KILLED_AT = (
+    "write", "pwrite64", "ftruncate", "fsync", "rename", "unlink", "unlinkat", "mkdir", "rmdir",
+)  # fmt: skip
 
 
 @contextmanager

@@ -38,22 +38,26 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
+def published(folder: Path) -> Path:
+    """The repository as it was, one state after the other."""
+    repo = Repository.init(folder / "repo", [folder / "keys"], now=NOW - timedelta(hours=9))
+
+    def publish() -> None:
+        assert repo.now is not None
+        repo.now += timedelta(hours=1)
+        with repo._changing() as state:
+            repo._put(state, "stable", repo._channel(state, "stable", new=True))
+
+    for number, rotated in enumerate(ROTATED):
+        repo.rotate(rotated) if rotated else publish()
+        shutil.copytree(repo.folder, folder / "states" / str(number))
+    return folder / "states"
+
+
 @pytest.fixture(scope="module")
 def states() -> Iterator[Path]:
-    """The repository as it was, one state after the other."""
     with place() as folder:
-        repo = Repository.init(folder / "repo", [folder / "keys"], now=NOW - timedelta(hours=9))
-
-        def publish() -> None:
-            assert repo.now is not None
-            repo.now += timedelta(hours=1)
-            with repo._changing() as state:
-                repo._put(state, "stable", repo._channel(state, "stable", new=True))
-
-        for number, rotated in enumerate(ROTATED):
-            repo.rotate(rotated) if rotated else publish()
-            shutil.copytree(repo.folder, folder / "states" / str(number))
-        yield folder / "states"
+        yield published(folder)
 
 
 class Life:
