@@ -18,6 +18,7 @@ def save(
     constants: dict[str, Any] | None = None,
     metadata: dict[str, str] | None = None,
     domains: Sequence[str] = (),
+    output_type: int | None = None,
 ) -> Path:
     """A model from `x` to `y` of these nodes, each (operator, inputs, outputs, attributes)."""
     graph = helper.make_graph(
@@ -27,7 +28,7 @@ def save(
         ],
         "made",
         [helper.make_tensor_value_info("x", type, input)],
-        [helper.make_tensor_value_info("y", type, output)],
+        [helper.make_tensor_value_info("y", output_type or type, output)],
         [
             numpy_helper.from_array(np.asarray(value), name)
             for name, value in (constants or {}).items()

@@ -139,7 +139,7 @@ TABLE: list[tuple[str, Make, dict[str, Any], str]] = [
     ),
     (
         "an unsupported type",
-        made(("Cast", ["x"], ["y"], {"to": 1}), type=6),
+        made(("Cast", ["x"], ["y"], {"to": 1}), type=6, output_type=1),
         {},
         "input x [1, 3, 8, 8] int32: expected uint8, int8, float16 or float32",
     ),

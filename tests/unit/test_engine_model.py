@@ -259,11 +259,17 @@ INPUTS: list[tuple[str, tuple[int | str, ...], int, dict[str, Any], list[float]]
 ]
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
 @pytest.mark.parametrize(
     ("shape", "kind", "flags", "means"), [row[1:] for row in INPUTS], ids=[r[0] for r in INPUTS]
 )
 def test_inputs(
-    tmp_path: Path, shape: tuple[Any, ...], kind: int, flags: dict[str, Any], means: list[float]
+    tmp_path: Path,
+    runtime: str,
+    shape: tuple[Any, ...],
+    kind: int,
+    flags: dict[str, Any],
+    means: list[float],
 ) -> None:
     """A picture of one colour, whose channels the model gives back: [3], the rest being 1."""
     planes = [at - len(shape) for at in range(len(shape)) if shape[at] not in (3, "c")]
@@ -272,10 +278,9 @@ def test_inputs(
         ("ReduceMean", ["real"], ["mean"], {"axes": planes, "keepdims": 0}),
         ("Div", ["mean", "unit"], ["y"], {}),
     ]
-    path = onnx_files.save(
-        tmp_path / "m.onnx", nodes, (3,), shape, kind, {"unit": np.float32(1000.0)}
-    )
-    model = Model.load(open_bundle(path, **SEEN | flags))
+    unit = {"unit": np.float32(1000.0)}
+    path = onnx_files.save(tmp_path / "m.onnx", nodes, (3,), shape, kind, unit, output_type=1)
+    model = Model.load(open_bundle(path, **SEEN | flags), runtime=runtime)
     for buffer in range(Model.BUFFERS):
         geometry = model.prepare(BLUE, buffer)
         (values,) = model.infer(buffer)
@@ -292,7 +297,7 @@ def test_grey_inputs(tmp_path: Path, shape: tuple[Any, ...]) -> None:
     path = onnx_files.save(tmp_path / "m.onnx", [("Identity", ["x"], ["y"], {})], shape, shape)
     flags = SEEN | {"colour": "grey", "scale": 1, "kind": "reconstruction", "activation": None}
     flags |= {"threshold": 0.5, "minimum": 0.0, "maximum": 1.0}
-    model = Model.load(open_bundle(path, **flags))
+    model = Model.load(open_bundle(path, **flags), runtime="onnxruntime")
     grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
     geometry = model.prepare(grey, 1)
     outputs = model.infer(1)
@@ -319,9 +324,9 @@ def test_inputs_refused(
     tmp_path: Path, shape: tuple[Any, ...], kind: int, flags: dict[str, Any], says: str
 ) -> None:
     nodes: list[Any] = [("Cast", ["x"], ["y"], {"to": 1})]
-    path = onnx_files.save(tmp_path / "m.onnx", nodes, shape, shape, kind)
+    path = onnx_files.save(tmp_path / "m.onnx", nodes, shape, shape, kind, output_type=1)
     with pytest.raises(ModelError, match=says):
-        Model.load(open_bundle(path, **SEEN | flags))
+        Model.load(open_bundle(path, **SEEN | flags), runtime="onnxruntime")
 
 
 # --- outputs -----------------------------------------------------------------------------------
@@ -355,7 +360,8 @@ def test_the_outputs_to_be_read_are_named(tmp_path: Path) -> None:
         Model.load(open_bundle(path, **flags))
     with pytest.raises(ModelError, match=r"names score, but it has next, scores"):
         Model.load(open_bundle(path, **flags, outputs=["score"]))
-    model = Model.load(open_bundle(path, **flags, outputs=["scores"]))
+    bundle = open_bundle(path, **flags, outputs=["scores"])
+    model = Model.load(bundle, runtime="onnxruntime")
     geometry = model.prepare(BLUE, 0)
     outputs = model.infer(0)
     assert len(outputs) == 2
@@ -378,7 +384,7 @@ def said(path: Path, labels: str | None = None, **flags: Any) -> list[tuple[str,
     if labels is not None:
         given["labels"] = path.with_suffix(".txt")
         given["labels"].write_text(labels)
-    model = Model.load(open_bundle(path, **given))
+    model = Model.load(open_bundle(path, **given), runtime="onnxruntime")
     geometry = model.prepare(BLUE, 0)
     items = model.decode(model.infer(0), geometry)
     return [(item.label, round(item.score, 3), item.index) for item in items]
