@@ -87,6 +87,10 @@ def arguments() -> argparse.Namespace:
     one.add_argument(
         "--fallback", type=int, metavar="N", help="a release for all, where none is left"
     )
+    one.add_argument(
+        "--unpublished", action="store_true",
+        help="it was never published here, but by whoever stole the keys",
+    )  # fmt: skip
 
     one = command("refresh", "sign snapshot and timestamp, or other roles, for another while")
     one.add_argument("roles", nargs="*", type=_role, metavar="ROLE", help=", ".join(ROLES))
@@ -182,7 +186,7 @@ def run(args: argparse.Namespace) -> list[str]:
             offered = repo.promote(args.channel, args.release, args.rollout, args.group)
             return _told(args.channel, offered)
         case "withdraw":
-            what = (args.bundle, args.release, args.why, args.fallback)
+            what = (args.bundle, args.release, args.why, args.fallback, args.unpublished)
             return _told(args.channel, repo.withdraw(args.channel, *what))
         case "refresh":
             repo.refresh(args.roles or ONLINE, args.days)

@@ -160,16 +160,24 @@ class Repository(Roles):
         return self.set_channel(name, group, bundle, release, rollout)
 
     def withdraw(
-        self, name: str, bundle: str, release: int, why: str, fallback: int | None = None
+        self,
+        name: str,
+        bundle: str,
+        release: int,
+        why: str,
+        fallback: int | None = None,
+        unpublished: bool = False,
     ) -> Channel:
         """Call a release back: devices that run it leave it for what else they are offered.
 
         Args:
             fallback: a release for all devices, behind the others; needed where none is left.
+            unpublished: by us: a thief of keys has; devices that ran it take no older one before.
         """
         with self._changing() as state:
             channel = self._channel(state, name)
-            _check_release(state, channel, bundle, release, withdrawn=True)
+            if not unpublished:
+                _check_release(state, channel, bundle, release, withdrawn=True)
             of_bundle = channel.withdrawn.get(bundle, {}) | {str(release): why}
             withdrawn = channel.withdrawn | {bundle: of_bundle}
             channel = msgspec.structs.replace(channel, withdrawn=withdrawn)

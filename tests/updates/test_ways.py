@@ -15,6 +15,7 @@ from common import durable
 from common.states import Phase, SlotState
 from common.store import Store
 from common.updates import REPLY, REQUEST, Reply, Request
+from scripts.repository import Repository
 from scripts.signers import PublishError
 from services.updater.channel import Channel, Choice, Offer, wanted
 from services.updater.life import Step
@@ -155,6 +156,26 @@ def test_a_server_with_something_else_is_asked_ever_less(stage: Stage) -> None:
     assert waits_s[-1] > 12 * hour_s - slack_s
     assert [one.outcome for one in desk.history] == ["ok", "failed"]
     desk.close()
+
+
+def test_a_release_that_a_thief_has_published_far_ahead(stage: Stage, desk: Desk) -> None:
+    """With the key of targets, stolen: its number is a floor on devices until it is withdrawn."""
+    evil = Repository(stage.old(), [stage.keys])
+    stage.server.folder = evil.folder
+    slot = publish(evil, stage.scratch, 10**9)
+    desk.work()
+    assert desk.judge().known_good == slot
+    stage.server.folder = stage.repository.folder
+    stage.repository.rotate(("targets", "snapshot", "timestamp"))
+    second = publish(stage.repository, stage.scratch, 2)
+    desk.work()
+    desk.work()  # what the thief has signed last is forgotten with the first, failed try
+    assert "older than release 1000000000" in desk.signed.ways["main"].report().reason
+    with pytest.raises(PublishError, match="no release 1000000000; published: 1, 2"):
+        stage.repository.withdraw("stable", "parts", 10**9, "a thief's")
+    stage.repository.withdraw("stable", "parts", 10**9, "a thief's", unpublished=True)
+    desk.work()
+    assert desk.judge().known_good == second
 
 
 def test_two_groups_want_the_same_bundle(stage: Stage) -> None:
