@@ -18,7 +18,9 @@ from common.engine.facts import Facts, read_text
 from common.errors import ModelError
 
 _TOKEN = re.compile(
-    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|\b(?:True|False|None)\b|\b\d+(?=\s*:)""", re.DOTALL
+    # One that is not closed reaches to the end: else each quote in it would be tried for itself.
+    r"""'(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$)|[()]|\b(?:True|False|None)\b|\b\d+(?=\s*:)""",
+    re.DOTALL,
 )
 _JSON = {"(": "[", ")": "]", "True": "true", "False": "false", "None": "null"}
 
@@ -87,7 +89,7 @@ def _yaml(text: str, file: Path) -> dict[str, Any]:
     block = re.search(r"^names:\n((?: .*(?:\n|$))+)", text, re.MULTILINE)
     names = dict[str, str]()
     for line in block[1].splitlines() if block else ():
-        entry = re.fullmatch(r"  (\d+): ?([^'\"].*|'(?:[^']|'')*'|\"(?:[^\"\\]|\\[^x])*\")", line)
+        entry = re.fullmatch(r"  (\d+): ([^'\"].*|'(?:[^']|'')*'|\"(?:[^\"\\]|\\[^x])*\")", line)
         if entry is None:
             raise ModelError(f"{file}: `{line.strip()}` can't be read; expected INDEX: NAME")
         quote = entry[2][0]
@@ -108,8 +110,10 @@ def ultralytics(said: Any, facts: Facts, path: Path, where: str) -> None:
             raise ValueError("no names")
         height, width = size or (0, 0)
         shape = (int(height), int(width)) if size else None
+        if shape and not all(0 < side < 1 << 16 for side in shape):
+            raise ValueError(f"size {shape}")
         task = said.get("task")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(
             f"{path}: `names` or `imgsz` can't be read from {where} ({error!r}); expected "
             "{0: 'first', 1: 'second', ...} and [height, width]"
@@ -192,7 +196,7 @@ def _number(said: dict[str, Any], key: str, path: Path, where: str) -> float | N
         return None
     try:
         value = float(said[key])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise ModelError(f"{path}: {key} in {where} is {said[key]!r}; expected a number")

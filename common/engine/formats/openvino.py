@@ -5,6 +5,7 @@ The XML is read as a stream that keeps no tree. Document types, and so entities,
 """
 
 import mmap
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree.ElementTree import ParseError, XMLParser
@@ -92,7 +93,7 @@ class _Graph:
 
 
 def _size(text: str) -> int:
-    return int(text) if text.strip().isdigit() else -1
+    return int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else -1
 
 
 def read(data: mmap.mmap, path: Path, facts: Facts) -> None:
