@@ -15,7 +15,7 @@ from common.errors import BundleError, ConfigError, NotRunningError, StorageErro
 from common.paths import Paths
 from common.processes import processes
 from common.states import Phase, SlotState
-from services.cli.listen import configuration, require_running
+from services.cli.listen import accepts, configuration, require_running
 from services.cli.models import find_group, read_record, short, titled
 
 TAKEN_S = 30.0
@@ -121,7 +121,8 @@ def _taken(
 
 
 def follow(config: Config, paths: Paths, group: str, slot: str) -> int:
-    """Tell how a change of model goes on until it is over; 0 if the slot is known good then.
+    """Tell how a change of model goes on until it is over; 0 if the slot is known good then. That
+    may take long: it waits for a window, or for frames to be judged by.
 
     Raises:
         NotRunningError: it is not over though its time is: nobody judges.
@@ -129,8 +130,8 @@ def follow(config: Config, paths: Paths, group: str, slot: str) -> int:
     settings = config.groups[group]
     limit_s = settings.load_s + settings.prove_s + settings.soak_s + TAKEN_S
     deadline = time.monotonic() + limit_s
-    told = ""
-    while time.monotonic() < deadline:
+    told = said = ""
+    while True:
         record = read_record(config, paths, group)
         if record.txn.slot == slot:
             told = _tell(told, f"{record.txn.phase} in lane {record.txn.lane}")
@@ -146,10 +147,15 @@ def follow(config: Config, paths: Paths, group: str, slot: str) -> int:
             print(f"{record.state(slot) or 'gone'}{reason}; {live} is live", flush=True)
             return NOT_WELL
         time.sleep(LOOK_S)
-    raise NotRunningError(
-        f"slot {short(slot)} is neither good nor bad after {limit_s:g} s; see vigil status, and "
-        "whether the watchdog runs"
-    )
+        if time.monotonic() < deadline:
+            continue
+        if not accepts(Path(paths.endpoint("watchdog").removeprefix("ipc://"))):
+            raise NotRunningError(
+                f"slot {short(slot)} is neither good nor bad after {limit_s:g} s, and no watchdog "
+                "runs to judge it; see vigil status"
+            )
+        deadline += TAKEN_S
+        said = _tell(said, "it waits for its window, or for frames to be judged by")
 
 
 def _tell(told: str, now: str) -> str:

@@ -1,19 +1,25 @@
 """`vigil update`, asked by more than one, while the updater dies, or has much to do."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from common import config
+from common.errors import NotRunningError
 from common.paths import PROJECT
 from common.updates import REPORT, REQUEST, Report
+from services.cli import install
 from tests.servers.updates import Fault
 from tests.support import until
 from tests.updates.attacks import Stage, staged
+from tests.updates.desk import Desk
 from tests.updates.device import Device, needs_faketime
 
 
@@ -52,6 +58,28 @@ def test_two_ask_at_once_and_the_updater_dies(stage: Stage) -> None:
         for one in both:
             one.kill()
             one.communicate()
+
+
+def test_who_waits_for_a_verdict_is_patient(
+    stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a line that stands still a candidate waits for frames: for as long as somebody judges."""
+    monkeypatch.setattr(install, "TAKEN_S", 0.1)
+    desk = Desk(stage.folder / "desk", stage.repository.anchor, stage.server.url)
+    desk.work()
+    text = desk.config.read_text().replace("[updates]", "soak_s = 0.1\n[updates]")
+    desk.config.write_text(text.replace("[updates]", "load_s = 0.1\nprove_s = 0.1\n[updates]"))
+    arguments = config.load(desk.config), desk.paths, "main", stage.first
+    with pytest.raises(NotRunningError, match="no watchdog"):
+        install.follow(*arguments)
+    with ThreadPoolExecutor() as pool, socket.socket(socket.AF_UNIX) as watchdog:
+        watchdog.bind(desk.paths.endpoint("watchdog").removeprefix("ipc://"))
+        watchdog.listen()
+        following = pool.submit(install.follow, *arguments)
+        until(lambda: "for frames" in capsys.readouterr().out, 20, "its patience is told")
+        desk.judge()
+        assert following.result(20) == 0
+    desk.close()
 
 
 def until_begun(device: Device) -> None:
