@@ -87,7 +87,7 @@ def factory(source: str) -> Any:
 
 
 _SECRETS = (
-    (r"//[^/?@\s]*@", "//***@"),  # user and password
+    (r"//[^/?\s]*@", "//***@"),  # user and password
     (r"//(?!\*\*\*@)[^/\s]*\?.*", "//***"),  # of which some character was not escaped
     (r"\?[^\s\"']+", "?***"),  # query
     (r"//(?!\*\*\*@).*@", "//***@"),

@@ -342,6 +342,7 @@ def test_secrets(tmp_path: Path) -> None:
     for text, shown in {
         "rtsp://eye:pass@host/x": "rtsp://***@host/x",
         "rtsp://eye:pass word@host/x": "rtsp://***@host/x",
+        "https://eye:p@ss@host/x": "https://***@host/x",
         "rtsp://eye:p/a@ss@host:554/x?u=a&p=b": "rtsp://***@host:554/x?***",
         "http://host/x?key=a@b": "http://host/x?***",
         "http://eye:p?a@host/x": "http://***",
