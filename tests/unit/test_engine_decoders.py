@@ -90,9 +90,11 @@ def test_best_of_keeps_the_order_of_equals() -> None:
 
 def test_classes_far_out_or_below_0_leave_each_other_alone() -> None:
     """Classes are parted by moving them beyond the largest coordinate."""
-    boxes = np.array([[-1e30, -1e30, 1e30, 1e30], [8, 8, 20, 20], [8, 8, 20, 21]], np.float32)
-    scores, classes = np.array([0.9, 0.8, 0.7], np.float32), np.array([0, 1, 1])
-    assert suppress(boxes, scores, classes, wanted()).tolist() == [0, 1]
+    boxes = np.array(
+        [[-1e30, -1e30, 1e30, 1e30], [8, 8, 20, 20], [8, 8, 20, 21], [40, 40, 50, 50]], np.float32
+    )
+    scores, classes = np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.array([0, 1, 1, 1])
+    assert suppress(boxes, scores, classes, wanted()).tolist() == [0, 1, 3]
     boxes = np.array([[50, 50, 60, 60], [-11, -11, -1, -1]], np.float32)
     assert suppress(boxes, scores[:2], classes[:2], wanted()).tolist() == [0, 1]
 
