@@ -467,8 +467,8 @@ HARM: list[tuple[str, Make, str]] = [
     ("a DTD", xml('<?xml version="1.0"?><!DOCTYPE net SYSTEM "x"><net/>'), "declares a document t"),
     ("entities", xml(f'<?xml version="1.0"?>{BOMB}]><net name="&i;"/>'), "declares a document"),
     (
-        "entities in EBCDIC",
-        xml(b'<?xml version="1.0" encoding="cp037"?>' + f"{BOMB}]><net/>".encode("cp037")),
+        "a DTD in EBCDIC",
+        xml(b'<?xml version="1.0" encoding="cp037"?>' + "<!DOCTYPE net []><net/>".encode("cp037")),
         "is cut short or damaged",
     ),
     ("UTF-16", xml('<?xml version="1.0" encoding="utf-16"?><net/>'.encode("utf-16")), "unknown"),
