@@ -204,7 +204,8 @@ def main() -> None:
     figures |= hand_overs(arguments.handovers)
     figures |= crashes(arguments.every)
     report(figures)
-    sys.exit(figures["attacks"] != figures["attacks_stopped"])
+    bad = figures["attacks"] != figures["attacks_stopped"] or figures["crash_states_bad"]
+    sys.exit(bool(bad))
 
 
 if __name__ == "__main__":

@@ -437,13 +437,13 @@ def test_no_power_cut_takes_back_what_an_update_has_told(lived: Lived, left: lis
 
 
 def test_updates_go_on_after_a_power_cut(lived: Lived, left: list[Cut]) -> None:
-    assert [why for cut in some(left, 12) if (why := lived.stuck(cut))] == []
+    assert [why for cut in some(left, 8) if (why := lived.stuck(cut))] == []
 
 
 def test_an_updater_killed_before_a_system_call_goes_on(lived: Lived) -> None:
     points = lived.kill_points()
     assert len(points) > 1000
-    assert [why for point in some(points, 8) if (why := lived.killed(*point))] == []
+    assert [why for point in some(points, 6) if (why := lived.killed(*point))] == []
 
 
 @pytest.mark.parametrize(
