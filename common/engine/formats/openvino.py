@@ -99,10 +99,11 @@ def _size(text: str) -> int:
 def read(data: mmap.mmap, path: Path, facts: Facts) -> None:
     if len(data) > _MOST_XML:
         raise ModelError(f"{path}: has {len(data)} bytes; expected at most {_MOST_XML}")
+    # Expat takes no encoding in which these bytes are others but UTF-16, whose head is another.
     if data.find(b"<!DOCTYPE") >= 0 or data.find(b"<!ENTITY") >= 0:
         raise ModelError(f"{path}: declares a document type; expected an OpenVINO model, without")
     graph = _Graph()
-    parser = XMLParser(target=graph, encoding="utf-8")  # whatever the file says: see above
+    parser = XMLParser(target=graph)
     try:
         for start in range(0, len(data), _CHUNK):
             parser.feed(data[start : start + _CHUNK])
