@@ -123,7 +123,22 @@ def test_a_single_class_of_yolov7_is_its_objectness() -> None:
     values = [np.concatenate([boxes, things[:, None], classes[:, :1]], 1)[None]]
     one = np.ones((len(boxes), 1), np.float32)
     same(decoded("yolov7", values, labels=("scratch",)), naive(boxes, things, one), W, H)
+    assert len(decoded("yolov7", values, labels=None)) == len(naive(boxes, things, one))
     same(decoded("yolov5", values, labels=("scratch",)), naive(boxes, things, classes[:, :1]), W, H)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_labels_alone_settle_the_columns_of_another_number_of_candidates(turned: bool) -> None:
+    """RT-DETR as Ultralytics exports it: [1, 300, 4 + C], normalised."""
+    boxes, things, classes = scene(300)
+    given: dict[str, Any] = {"boxes": "xywh", "normalised": True, "max_items": 300}
+    for parts, sure in (([], np.ones(300)), ([things[:, None]], things)):
+        table = np.concatenate([boxes / SIZE, *parts, classes], 1)
+        values = [(table.T if turned else table)[None]]
+        same(decoded("yolo", values, **given), naive(boxes, sure, classes), W, H)
+    for kind, labels in (("yolo", None), ("yolo", LABELS[:2]), ("yolov5", LABELS)):
+        with pytest.raises(ModelError, match="can't read"):
+            build_for(kind, values, labels=labels, **given if kind == "yolo" else {})
 
 
 def test_half_precision() -> None:

@@ -10,7 +10,8 @@ and scores. score = objectness * class. Boxes are as `boxes` and `normalised` of
   centre = (offset + cell) * stride, size = exp(value) * stride.
 
 YOLOs have one candidate a cell of their strides, or three (v5, v7) that come with an objectness:
-that settles which dimension is N. What is still open the number of labels settles.
+that settles which dimension is N. What is still open the number of labels settles, and all of it
+for a `yolo` of another N, such as RT-DETR's 300.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,8 +81,6 @@ def build(outputs: Sequence[Tensor], settings: Settings) -> Decode:
             "none if they are, sigmoid or softmax if they are logits",
         )
     first = 1 if settings.background else 0
-    # YOLOv7 never trains a single class's score (its models/experimental.py, ONNX_ORT).
-    alone = settings.kind == "yolov7" and len(settings.labels or ()) == 1
 
     def decode(values: Sequence[Array], geometry: Geometry) -> list[Item]:
         stored = classes.of(values)
@@ -99,6 +98,8 @@ def build(outputs: Sequence[Tensor], settings: Settings) -> Decode:
             scores = _sigmoid(scores) if activation == "sigmoid" else scores
         _check_scores(scores, classes.tensor, settings)
         if thing is not None:
+            # YOLOv7 does not train a single class's score (its models/experimental.py).
+            alone = settings.kind == "yolov7" and stored.shape[1] == 1
             scores = sure[rows] if alone else scores * sure[rows]
         chosen = best_of(scores, settings.score)
         scores, indices = scores[chosen], stored[chosen, first:].argmax(1)
@@ -143,6 +144,8 @@ def _columns(output: Tensor, settings: Settings) -> tuple[_Part, _Part | None, _
         count, width = output.shape[-2:][:: -1 if turned else 1]
         for thing in (0, 1):
             fits = counts.get(count) == 1 or (counts.get(count) == 3 and thing)
+            if settings.kind == "yolo" and settings.labels is not None and count not in counts:
+                fits = width - 4 - thing == len(settings.labels)
             if fits and settings.objectness in (None, bool(thing)) and width > 4 + thing:
                 fitting.append((turned, thing, width - 4 - thing))
     if not fitting or settings.kind in ("ssd-anchors", "ultraface"):
