@@ -6,6 +6,7 @@ Prints a `Fetched` as JSON.
 """
 
 import threading
+import time
 
 import msgspec
 
@@ -22,8 +23,9 @@ from services.updater.sources import open_source
 DAY_S = 86_400
 
 
-def fetch(settings: Config, paths: Paths, update: Update, budget: Budget) -> None:
-    """
+def fetch(settings: Config, paths: Paths, update: Update, budget: Budget) -> bool:
+    """Whether it is there; a new day, which has a budget of its own, ends the download before.
+
     Raises:
         FetchError, BudgetError, StorageError: not now.
         UntrustedError: what came is not what was signed.
@@ -41,15 +43,22 @@ def fetch(settings: Config, paths: Paths, update: Update, budget: Budget) -> Non
             f"updates.update_mb: {update.title} has {update.length / 1e6:.1f} MB, and {most} MB "
             "may be moved; raise it"
         )
-    download(
+    today = time.time() // DAY_S
+
+    def pause(seconds: float) -> bool:
+        threading.Event().wait(seconds)
+        return time.time() // DAY_S != today
+
+    there = download(
         open_source(place, ca=ca, stall_s=updates.stall_s),
         update.place, update.length, update.sha256, paths.updates / "partial",
         None if update.offline else budget,
-        pause=threading.Event().wait,  # ended by its parent
+        pause=pause,
         update=update.sha256,
         rate_b_s=None if update.offline or not updates.rate_kb_s else updates.rate_kb_s * 1000,
         room=update.length,  # for what it unpacks to
     )  # fmt: skip
+    return there is not None
 
 
 def run(settings: Config, paths: Paths, group: str) -> tuple[Outcome, str]:
@@ -69,7 +78,8 @@ def run(settings: Config, paths: Paths, group: str) -> tuple[Outcome, str]:
             update_mb=updates.update_mb,
         )
         budget.tidy({one.sha256 for one in notes if one})
-        fetch(settings, paths, update, budget)
+        if not fetch(settings, paths, update, budget):
+            outcome = Outcome.LATER
     except FetchError as error:
         said, wait_s, outcome = str(error), error.wait_s, Outcome.LATER
         if error.status in range(400, 500):  # asking again soon would not help

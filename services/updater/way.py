@@ -171,9 +171,8 @@ class Way:
 
     def _fetched(self, update: Update, outcome: Outcome, said: str) -> None:
         self._fetching = False
-        made_way = outcome is Outcome.LATER and not said
-        if made_way or self.noted.update != update:  # or the record tells more
-            return
+        if (outcome is Outcome.LATER and not said) or self.noted.update != update:
+            return  # it made way, or the record tells more
         try:
             fetched = msgspec.json.decode(said, type=Fetched)
         except msgspec.MsgspecError:  # it was killed
@@ -182,7 +181,7 @@ class Way:
         self._note(self._at(update))
         if outcome is Outcome.DONE:
             self._go_on(update, Step.INSTALL)
-        else:
+        elif outcome is not Outcome.LATER or fetched.error:  # else it goes on at once
             told, wait_s = "waits", fetched.wait_s
             if outcome is Outcome.REFUSED:  # all of it moved in vain
                 told, wait_s = "failed", min(max(DAY_S, wait_s), wait_s * 2 ** min(self._tries, 16))

@@ -1,8 +1,10 @@
 """`vigil update`, asked by more than one, while the updater dies, or has much to do."""
 
+import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -20,7 +22,7 @@ from tests.servers.updates import Fault
 from tests.support import until
 from tests.updates.attacks import Stage, staged
 from tests.updates.desk import Desk
-from tests.updates.device import Device, needs_faketime
+from tests.updates.device import Device, needs_faketime, sign
 
 
 @pytest.fixture
@@ -114,3 +116,27 @@ def test_a_download_ends_with_its_window(stage: Stage) -> None:
 
     until(lambda: waits() == "a download window", 20, "the end of its window")
     assert [one.step for one in device.history] == ["found"]
+
+
+@needs_faketime
+def test_a_download_over_midnight(stage: Stage) -> None:
+    """What it moves after 00:00 UTC counts on the new day."""
+    path, repository = "bundles/parts/1/any.tar", stage.repository
+    custom = repository.state().targets.targets[path].custom
+    [tar] = (stage.server.folder / "targets/bundles/parts/1").iterdir()
+    sign(repository, path, tar.read_bytes() + bytes(200_000), custom)
+    clock, day = stage.folder / "clock", int(time.time() // 86_400) + 1
+    device = stage.device("rate_kb_s = 100\n", start=False)
+
+    def set_clock(seconds: int) -> None:
+        clock.write_text(f"{datetime.fromtimestamp(day * 86_400 + seconds):%F %T}")
+
+    set_clock(-30)
+    device.start(clock)
+    device.check()
+    until_begun(device)
+    set_clock(30)
+    device.until_step("activate")
+    spent = json.loads((device.paths.updates / "budget.json").read_bytes())
+    assert spent["day"] == day
+    assert 0 < spent["today"] < 210_240
