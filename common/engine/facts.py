@@ -46,6 +46,7 @@ class Facts:
     score: float | None = None  # report nothing below
     iou: float | None = None
     normalised: bool | None = None  # whether boxes reach from 0 to 1, not in pixels
+    columns: tuple[str, ...] | None = None  # of an output with a row a detection
     threshold: float | None = None  # from this score on an anomaly; the others see bundle.Decoder
     pixel_threshold: float | None = None
     minimum: float | None = None

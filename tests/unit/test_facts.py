@@ -129,9 +129,30 @@ def test_ultralytics_in_onnx(tmp_path: Path) -> None:
     classes = said | {"task": "classify"}
     facts = read_facts(onnx_files.classifier(tmp_path / "m.onnx", metadata=classes))
     assert (facts.decoder, facts.activation, facts.resize) == ("classification", "none", None)
+    for more in ({"end2end": "True"}, {"args": "{'half': False, 'nms': True}"}):
+        chosen = {key: str(value) for key, value in YOLO.items()} | more
+        facts = read_facts(onnx_files.classifier(tmp_path / "m.onnx", metadata=chosen))
+        assert (facts.decoder, facts.normalised) == ("nms", False)
+        assert facts.columns == ("x1", "y1", "x2", "y2", "score", "class")
     older = {"stride": "32", "names": "['a', 'b']"}  # YOLOv5's own exporter
     facts = read_facts(onnx_files.classifier(tmp_path / "m.onnx", metadata=older))
     assert (facts.decoder, facts.labels, facts.size) == ("yolov5", ("a", "b"), None)
+
+
+def test_ultralytics_with_boxes_that_are_final(tmp_path: Path) -> None:
+    """YOLOv10, or nms=True: rows in pixels of the input, padded with zeros."""
+    said = {key: str(value) for key, value in YOLO.items()} | {"end2end": "True"}
+    rows = np.zeros((1, 3, 6), np.float32)
+    rows[0, 0] = [48, 40, 368, 280, 0.9, 3]
+    path = onnx_files.save(
+        tmp_path / "m.onnx", [("Identity", ["rows"], ["y"], {})], (1, 3, 6),
+        input=(1, 3, 320, 416), constants={"rows": rows}, metadata=said,
+    )  # fmt: skip
+    model = Model.load(open_bundle(path))
+    geometry = model.prepare(np.zeros((640, 832, 3), np.uint8), 0)
+    (item,) = model.decode(model.infer(0), geometry)
+    assert (item.label, item.box) == ("ü {b}", (96.0, 80.0, 736.0, 560.0))
+    model.close()
 
 
 def test_ultralytics_beside_openvino(tmp_path: Path) -> None:
@@ -146,6 +167,8 @@ def test_ultralytics_beside_openvino(tmp_path: Path) -> None:
     check_yolo(facts, "metadata.yaml beside it")
     assert (facts.iou, facts.said["iou"]) == (0.7, "its model_info")
     assert facts.beside == ("m.bin", "metadata.yaml")
+    (tmp_path / "metadata.yaml").write_text(YAML.replace("  batch: 1", "  nms: true"))
+    assert read_facts(path).decoder == "nms"
     (tmp_path / "metadata.yaml").write_text(YAML.replace("task: detect", "task: pose"))
     with pytest.raises(ModelError, match=r"metadata.yaml beside it says task 'pose'"):
         read_facts(path)

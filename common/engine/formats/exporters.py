@@ -87,6 +87,7 @@ def _yaml(text: str, file: Path) -> dict[str, Any]:
     task = re.search(r"^task: (\w+)$", text, re.MULTILINE)
     sizes = re.search(r"^imgsz:((?: \d{1,9}|\n *- \d{1,9})+)$", text, re.MULTILINE)
     block = re.search(r"^names:\n((?: .*(?:\n|$))+)", text, re.MULTILINE)
+    chosen = re.search(r"^(end2end|  nms): true$", text, re.MULTILINE)
     names = dict[str, str]()
     for line in block[1].splitlines() if block else ():
         entry = re.fullmatch(r"  (\d+): ([^'\"].*|'(?:[^']|'')*'|\"(?:[^\"\\]|\\[^x])*\")", line)
@@ -96,7 +97,8 @@ def _yaml(text: str, file: Path) -> dict[str, Any]:
         plain = entry[2][1:-1].replace("''", "'") if quote == "'" else entry[2]
         names[entry[1]] = json.loads(plain) if quote == '"' else plain
     size = [int(number) for number in re.findall(r"\d+", sizes[1])] if sizes else None
-    return {"task": task and task[1], "imgsz": size and (size * 2)[:2], "names": names}
+    size = size and (size * 2)[:2]
+    return {"task": task and task[1], "imgsz": size, "names": names, "end2end": bool(chosen)}
 
 
 def ultralytics(said: Any, facts: Facts, path: Path, where: str) -> None:
@@ -124,9 +126,11 @@ def ultralytics(said: Any, facts: Facts, path: Path, where: str) -> None:
     if task == "classify":  # cut to a square first, which Vigil doesn't: `resize` is asked for
         facts.say(where, decoder="classification", activation="none")
     else:
-        facts.say(where, resize="letterbox", pad=114)
+        facts.say(where, resize="letterbox", pad=114, normalised=facts.format == "tflite")
+        chosen = str(said.get("end2end")) == "True" or "'nms': True" in str(said.get("args"))
+        if chosen:  # its boxes are final
+            facts.say(where, decoder="nms", columns=("x1", "y1", "x2", "y2", "score", "class"))
         facts.say(where, decoder="yolov8" if task else "yolov5")  # that one's has no task yet
-        facts.say(where, normalised=facts.format == "tflite" or None)
 
 
 def anomalib(said: Any, facts: Facts, path: Path, where: str) -> None:
