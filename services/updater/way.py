@@ -105,10 +105,14 @@ class Way:
         if now is not None:
             if record.state(now.slot) is SlotState.INSTALLED:
                 self._candidate.store.commit(partial(slots.discard, name=now.slot))
-            self._tell(now, "failed", "it is not offered any more")
+            why = answer.withdrawn.get(now.slot)
+            gone = "it is not offered any more" if why is None else f"withdrawn: {why}"
+            self._tell(now, "failed", gone)
         published = dict(self.noted.published_s)
         if found:
             published[found.slot] = found.published_s
+            step, _ = life.followed(found, record)  # it may be here already
+            found = msgspec.structs.replace(found, step=step)
         self._note(Noted(found, self.noted.refused, published))
         self._begin()
         if found:
@@ -116,6 +120,7 @@ class Way:
 
     def _leave(self, answer: Answer) -> None:
         """What is withdrawn: under test no longer; live only until there is something to go to."""
+        noted = self.noted.update
         if not (answer.withdrawn or answer.back):
             return
 
@@ -129,7 +134,7 @@ class Way:
                 and now.chain(after=now.known_good) == answer.back
             ):
                 now = slots.roll_back(now, "withdrawn")
-            for name in answer.withdrawn:
+            for name in answer.withdrawn.keys() - {noted and noted.slot}:
                 if now.state(name) is SlotState.INSTALLED:
                     now = slots.discard(now, name)
             return now
@@ -157,8 +162,9 @@ class Way:
                 "services.updater.fetch", self.group,
                 limit_s=FETCH_S, settle=partial(self._fetched, update),
             )  # fmt: skip
-        if update.step is Step.INSTALL and self._candidate.free:
-            return self._child(
+        if update.step is Step.INSTALL:
+            self._waits = "" if self._candidate.free else "another model that is under test"
+            return None if self._waits else self._child(
                 "services.updater.install", self.group, str(tar), str(self._file),
                 limit_s=INSTALL_S, settle=partial(self._installed, update),
             )  # fmt: skip

@@ -6,12 +6,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from common import durable
+from common import durable, slots
+from common.slots import Slot
 from common.states import Phase, SlotState
 from common.store import Store
 from common.updates import REPLY, REQUEST, Reply, Request
@@ -23,6 +25,9 @@ from tests.servers.updates import Fault
 from tests.updates.attacks import Stage, staged
 from tests.updates.desk import Desk
 from tests.updates.device import bundle, publish, sign
+
+_TIMES = (datetime.now() + timedelta(hours=two) for two in (2, 3))
+AWAY = "-".join(f"{one:%H:%M}" for one in _TIMES)  # a window
 
 
 @pytest.fixture
@@ -156,6 +161,38 @@ def test_a_server_with_something_else_is_asked_ever_less(stage: Stage) -> None:
     assert waits_s[-1] > 12 * hour_s - slack_s
     assert [one.outcome for one in desk.history] == ["ok", "failed"]
     desk.close()
+
+
+def test_what_is_here_is_not_fetched_again(stage: Stage) -> None:
+    """Though the notes on it are lost; and withdrawn while it waits, it is told to be so."""
+    desk = Desk(
+        stage.folder / "desk", stage.repository.anchor, stage.server.url, f'activate = ["{AWAY}"]\n'
+    )
+    desk.work()
+    assert desk.store.read().state(stage.first) is SlotState.INSTALLED
+    stage.server.forget()
+    (desk.paths.updates / "txn-main.json").unlink()
+    desk.begin()
+    desk.work()
+    assert not any("bundles" in request.path for request in stage.server.requests)
+    assert desk.signed.ways["main"].report().step == "activate"
+    publish(stage.repository, stage.scratch, 2)
+    stage.repository.withdraw("stable", "parts", 1, "misses cracks")
+    desk.work()
+    assert stage.first not in desk.store.read().slots
+    [last] = [one for one in desk.history if one.outcome == "failed"]
+    assert (last.slot, last.reason) == (stage.first, "withdrawn: misses cracks")
+    desk.close()
+
+
+def test_an_update_behind_another_model_says_so(stage: Stage, desk: Desk) -> None:
+    offered = Slot(SlotState.INSTALLED)
+    desk.store.commit(partial(slots.install, name="0" * 64, slot=offered))
+    desk.store.commit(partial(slots.activate, name="0" * 64))
+    publish(stage.repository, stage.scratch, 2)
+    desk.work()
+    report = desk.signed.ways["main"].report()
+    assert (report.step, report.waits) == ("install", "another model that is under test")
 
 
 def test_a_release_that_a_thief_has_published_far_ahead(stage: Stage, desk: Desk) -> None:
