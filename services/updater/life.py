@@ -126,7 +126,7 @@ def followed(update: Update, record: Record) -> tuple[Step, str]:
     if state is None:
         if update.step in (Step.DOWNLOAD, Step.INSTALL):
             return update.step, ""
-        return Step.BAD, "its slot is gone"
+        return Step.DOWNLOAD, "the record does not know it any more"
     if txn.slot == update.slot and txn.phase is not Phase.NONE:
         steps = {Phase.PROVING: Step.PROVE, Phase.REQUESTED: Step.HAND_OVER, Phase.SOAK: Step.SOAK}
         return steps[txn.phase], ""

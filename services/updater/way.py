@@ -233,6 +233,8 @@ class Way:
             self._end(update, step, reason, self.noted.refused)
             return
         self._note(self._at(msgspec.structs.replace(update, step=step)))
+        if reason:
+            self._tell(update, "failed", reason)
         self._tell_passed(update, step)
         self._begin()
 

@@ -185,6 +185,20 @@ def test_what_is_here_is_not_fetched_again(stage: Stage) -> None:
     desk.close()
 
 
+def test_a_record_that_is_lost_is_no_verdict(stage: Stage, desk: Desk) -> None:
+    second = publish(stage.repository, stage.scratch, 2)
+    desk.work()
+    desk.judge(Phase.SOAK)
+    desk.turn()
+    for name in ("state.0", "state.1"):
+        (desk.store.folder / name).write_bytes(b"damaged")
+    desk.work()
+    assert desk.judge().known_good == second
+    desk.turn()
+    assert desk.history[-1].step == "good"
+    assert not desk.told("update.bad")
+
+
 def test_an_update_behind_another_model_says_so(stage: Stage, desk: Desk) -> None:
     offered = Slot(SlotState.INSTALLED)
     desk.store.commit(partial(slots.install, name="0" * 64, slot=offered))
