@@ -128,7 +128,8 @@ def _show(args: argparse.Namespace, folder: Path) -> list[str]:
         f"  {item['score']:.3f} {item['label']}" + (f" {item['box']}" if item["box"] else "")
         for item in seen["items"]
     ]
-    return [f"on {args.picture}, drawn in {target}:", *(things or ["  nothing"])]
+    where = f"on {args.picture}, by {seen['runtime']}, drawn in {target}:"
+    return [where, *(things or ["  nothing"])]
 
 
 def _samples(args: argparse.Namespace, folder: Path) -> list[str]:
@@ -209,7 +210,7 @@ def _test(bundle: Bundle) -> list[str]:
         try:
             model = Model.load(one)
         except CannotRunError as error:
-            said.append(f"{what}: not tested here: {error}")
+            said.append(f"{what}: not tested here: {str(error).replace(f'{file}: ', '')}")
             continue
         model.warm_up()
         result = self_test(model, one)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.engine.bundle import MANIFEST, Input
-from common.engine.facts import read_facts
+from common.engine.facts import EDGETPU_OPERATOR, read_facts
 from common.engine.runtimes import RUNTIMES
 from common.errors import ModelError, UnsaidError
 from services.cli.flags import overrides
@@ -70,13 +70,17 @@ def collect(args: argparse.Namespace, folder: Path) -> None:
         (folder / MANIFEST).write_text(render(content))
 
 
-def _variants(model: Path, folder: Path) -> list[dict[str, str]]:
+def _variants(model: Path, folder: Path) -> list[dict[str, Any]]:
     """Copy a file, and those that belong to it; returns its entries of the manifest."""
-    for name in (model.name, *read_facts(model).beside):
+    facts = read_facts(model)
+    for name in (model.name, *facts.beside):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(model.parent / name, folder / name)
     runtimes = (name for name, row in RUNTIMES.items() if model.suffix[1:] in row.formats)
-    return [{"runtime": next(runtimes), "file": model.name}]
+    variant: dict[str, Any] = {"runtime": next(runtimes), "file": model.name}
+    if EDGETPU_OPERATOR in facts.custom_operators:
+        variant |= {"delegate": "libedgetpu.so.1", "exclusive": True}
+    return [variant]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from common.engine.bundle import open_bundle
 from common.engine.decoders import DECODERS
 from common.engine.facts import Facts, read_facts
 from common.engine.model import Model
+from common.engine.runtimes import CannotRunError
 from common.errors import ModelError, UnsaidError, VigilError
 from scripts.bundle_maker import arguments, build
 from scripts.bundle_manifest import IDENTITY, collect
@@ -94,7 +95,8 @@ def _load(args: argparse.Namespace) -> None:
         except UnsaidError:
             raise
         except ModelError as error:
-            raise ModelError(str(error).replace(f"{folder}/", "")) from error
+            kind = CannotRunError if isinstance(error, CannotRunError) else ModelError
+            raise kind(str(error).replace(f"{folder}/", "")) from error
 
 
 def _ask(parser: argparse.ArgumentParser, given: list[str], missing: dict[str, str]) -> None:
@@ -134,6 +136,10 @@ def main() -> int:
             print("not looked at: --picture FILE shows what it sees")
     except VigilError as error:
         print("import:", " ".join(str(error).split("\n")), file=sys.stderr)
+        if isinstance(error, CannotRunError) and args.cpu_variant is None:
+            print(
+                "  --cpu-variant FILE is a model to test it by where it can't run", file=sys.stderr
+            )
         return 1
     except EOFError:
         return 1

@@ -237,7 +237,15 @@ def test_model_info(tmp_path: Path) -> None:
 # --- Anomalib ----------------------------------------------------------------------------------
 
 ANOMALIB = {
-    "task": "segmentation", "transform": {"transform": {"transforms": []}},
+    "task": "segmentation", "transform": {"__version__": "1.3.1", "transform": {
+        "__class_fullname__": "Compose", "transforms": [
+            {"__class_fullname__": "Resize", "height": 240, "width": 576, "interpolation": 1},
+            {"__class_fullname__": "Normalize", "mean": [0.485, 0.456, 0.406],
+             "std": [0.229, 0.224, 0.225], "max_pixel_value": 255.0},
+            {"__class_fullname__": "transforms.CenterCrop", "height": 9},
+            {"__class_fullname__": "ToTensorV2", "transpose_mask": False},
+        ],
+    }},
     "image_threshold": 22.732, "pixel_threshold": 20.5, "anomaly_maps.min": 1.0,
     "anomaly_maps.max": 99.0, "pred_scores.min": 6.0, "pred_scores.max": 106.0,
 }  # fmt: skip
@@ -259,7 +267,15 @@ def test_anomalib(tmp_path: Path) -> None:
     assert limits(read_facts(path)) == RANGE
     assert limits(read_facts(ir(tmp_path / "m.xml"))) == RANGE
     assert read_facts(path).said["threshold"] == "metadata.json beside it"
-    assert read_facts(path).beside == ("metadata.json",)
+    facts = read_facts(path)
+    assert facts.beside == ("metadata.json",)
+    assert (facts.resize, facts.colour) == (None, "rgb")
+    assert facts.mean == pytest.approx([123.675, 116.28, 103.53])
+    assert facts.scale == pytest.approx([58.395, 57.12, 57.375])
+    assert facts.notes == ["metadata.json beside it says transform CenterCrop: not followed"]
+    whole = json.dumps(ANOMALIB).replace("transforms.CenterCrop", "Resize")
+    (tmp_path / "metadata.json").write_text(whole)
+    assert read_facts(path).resize == "stretch"
     older = {"image_threshold": 0.5, "min": 0.25, "max": 2}
     (tmp_path / "metadata.json").write_text(json.dumps(older))
     assert limits(read_facts(path)) == (0.5, None, 0.25, 2.0)
@@ -276,7 +292,7 @@ def test_anomalib(tmp_path: Path) -> None:
 def test_a_model_decides_by_what_lies_beside_it(shared_data: Path, tmp_path: Path) -> None:
     for name in ("bsd_padim.xml", "bsd_padim.bin"):
         (tmp_path / name).symlink_to(shared_data / "models/openvino" / name)
-    flags: dict[str, Any] = {"colour": "rgb", "resize": "stretch", "scale": 255}
+    flags: dict[str, Any] = {"colour": "rgb", "resize": "stretch", "scale": 255, "mean": 0}
     with pytest.raises(UnsaidError, match=r"`kind` in .decoder"):
         Model.load(open_bundle(tmp_path / "bsd_padim.xml", **flags))
     before = open_bundle(tmp_path / "bsd_padim.xml").sha256

@@ -221,8 +221,8 @@ def _see(model: Model, path: Path) -> list[Item]:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("edgetpu/classifier_edgetpu.tflite", "is compiled for an Edge TPU"),
-        ("edgetpu/mobilenet_v1_0.25_128_quant_edgetpu.tflite", "is compiled for an Edge TPU"),
+        ("edgetpu/classifier_edgetpu.tflite", "  --cpu-variant FILE is a model to test it by"),
+        ("edgetpu/mobilenet_v1_0.25_128_quant_edgetpu.tflite", "accelerator libedgetpu.so.1: "),
         ("tflite/ad01_fp32.tflite", "input_1 [-1, 640] float32 takes no single picture"),
         ("tflite/ad01_int8.tflite", "input_1 [-1, 640] int8 takes no single picture"),
         ("tflite/fan_low_model.tflite", "takes no single picture"),
@@ -277,6 +277,25 @@ def test_nobody_answers(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     assert call(shared_data / "models/onnx/yolox_nano_v8layout.onnx") == 1
     assert "the same again: scripts/import" in capsys.readouterr().out
+
+
+def test_a_file_that_is_compiled_for_an_accelerator(
+    shared_data: Path, call: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its variant names the accelerator's library; what it was compiled from tests it here."""
+    twin = shared_data / "models/edgetpu/mobilenet_v1_0.25_128_quant.tflite"
+    compiled = twin.with_name("mobilenet_v1_0.25_128_quant_edgetpu.tflite")
+    picture = shared_data / "images" / PARROT
+    assert call(compiled, *WHO, "--cpu-variant", twin, "--picture", picture) == 0
+    out = capsys.readouterr().out
+    assert "  0.828 macaw" in out
+    assert f"{compiled.name} on litert: not tested here: accelerator libedgetpu.so.1" in out
+    unpack(Path("b.tar"), Path("unpacked"))
+    variants = open_bundle(Path("unpacked")).manifest.variants
+    assert [(variant.accelerator, variant.exclusive) for variant in variants] == [
+        ("libedgetpu.so.1", True),
+        ("", False),
+    ]
 
 
 @pytest.mark.parametrize(

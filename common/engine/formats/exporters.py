@@ -143,6 +143,31 @@ def anomalib(said: Any, facts: Facts, path: Path, where: str) -> None:
     threshold, pixels, minimum, maximum = (_number(said, key, path, where) for key in keys)
     facts.say(where, threshold=threshold, pixel_threshold=pixels, minimum=minimum, maximum=maximum)
     facts.say(where, decoder="anomaly")
+    _transform(said.get("transform"), facts, path, where)
+
+
+def _transform(said: Any, facts: Facts, path: Path, where: str) -> None:
+    """Anomalib's preparation: `to_dict` of an albumentations Compose, of RGB."""
+    compose = said.get("transform") if isinstance(said, dict) else None
+    steps = compose.get("transforms") if isinstance(compose, dict) else None
+    unknown, resized = "", None
+    for step in steps if isinstance(steps, list) else ():
+        name = str(step.get("__class_fullname__")).rsplit(".")[-1] if isinstance(step, dict) else ""
+        if name == "Resize":
+            resized = "stretch"
+        elif name == "Normalize":  # (pixel / most - mean) / std
+            most = _number(step, "max_pixel_value", path, where) or 1.0
+            for key, field in (("mean", "mean"), ("std", "scale")):
+                values = step.get(key)
+                values = values if isinstance(values, list) else [values]
+                numbers = [_number({key: value}, key, path, where) or 0.0 for value in values[:3]]
+                facts.say(where, **{field: [most * number for number in numbers]})
+        elif name != "ToTensorV2":
+            unknown = name
+    if unknown:  # a crop, say: then the whole picture is not what is resized
+        facts.notes.append(f"{where} says transform {unknown}: not followed")
+        resized = None
+    facts.say(where, resize=resized, colour="rgb" if steps else None)
 
 
 _RESIZES = {
