@@ -146,7 +146,8 @@ def model(config: Config, name: str) -> str:
 
     group = config.groups[name]
     bundle = open_bundle(config.resolve(group.model), score=group.score)
-    options = Options(group.threads, group.spinning, group.memory_arena)
+    cache = Paths.from_environment().root / "engines"
+    options = Options(group.threads, group.spinning, group.memory_arena, cache)
     loaded = Model.load(bundle, options, group.runtime)
     loaded.warm_up()
     started = time.monotonic_ns()

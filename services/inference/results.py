@@ -44,6 +44,8 @@ def result(
         reason = f"the frame is {age_ns / 1e9:.2f} s old, more than {stale_after_s} s"
     elif degraded:
         validity, reason = Validity.DEGRADED, degraded
+    if degraded and validity in (Validity.FAILED, Validity.STALE):
+        reason += f"; {degraded}"
     inferred_from = job.infer_from_ns or now
     inferred_to = job.infer_to_ns or now
     stages = Stages(

@@ -1,6 +1,7 @@
 """The line as a whole: real cameras and models under supervisord, as scripts/run starts it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from common.frames import Ring, generations
 from common.paths import PROJECT, Paths
+from tests import onnx_files
 from tests.support import Journal, System, balanced, until
 
 Start = Callable[[str], System]
@@ -125,6 +127,32 @@ def test_pictures_of_changing_size(system: Start, paths: Paths, shared_data: Pat
             assert 0 <= x1 < x2 <= width
             assert 0 <= y1 < y2 <= height
     assert len(journal.rings) > 1
+
+
+def test_a_fall_back_is_an_event_and_shows_in_every_result(
+    system: Start, paths: Paths, shared_data: Path
+) -> None:
+    """OpenVINO, preferred here, lacks an operator of this model; ONNX Runtime has it."""
+    bundle = paths.root / "bundle"
+    bundle.mkdir(parents=True)
+    shutil.copy(shared_data / "models/onnx/mobilenet_v2_quant.onnx", bundle / "m.onnx")
+    content = onnx_files.manifest("m", "1", 1).replace(
+        "[[variants]]", '[[variants]]\nruntime = "openvino"\nfile = "m.onnx"\n[[variants]]'
+    )
+    (bundle / "manifest.toml").write_text(content + 'activation = "softmax"\n')
+    journal = Journal(paths, "line")
+    pictures = shared_data / "images/coco"
+    line = system(video(pictures, bundle).replace('"video"', '"folder"'))
+    until(lambda: len(journal.results) >= len(list(pictures.glob("*.jpg"))), 60, "every picture")
+    log = "".join(path.read_text() for path in paths.logs.glob("inference*.log"))
+    line.stop()
+    results = journal.stop()
+    assert {result.validity for result in results} <= {"degraded", "stale"}  # read at once
+    assert all("OpenVINO can't load it" in result.reason for result in results)
+    assert {result.runtime.split()[0] for result in results} == {"onnxruntime"}
+    events = [json.loads(row) for row in log.splitlines() if row.startswith("{")]
+    codes = [event["code"] for event in events if event["process"] == "inference-main-a"]
+    assert codes.count("model.fallback") == codes.count("model.loaded") == 1
 
 
 def test_two_cameras_are_served_fairly(system: Start, paths: Paths, shared_data: Path) -> None:

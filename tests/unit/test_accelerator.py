@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -424,7 +425,9 @@ def test_memory_does_not_grow_with_each_loss(make: Callable[..., Engines], devic
             lane.notices.clear()
         return float(process.memory_info().rss) / 1e6
 
-    before = cycles(10)  # what the allocator keeps for the next time
+    seen_mb = [cycles(15)]  # what the allocator keeps for the next time
     descriptors = process.num_fds()
-    assert cycles(50) - before < 5
+    seen_mb += [cycles(15) for _ in range(3)]
+    # A leak shows in each span; other libraries' threads in this process may still grow in one.
+    assert min(after - before for before, after in pairwise(seen_mb)) < 1.5, seen_mb
     assert process.num_fds() == descriptors

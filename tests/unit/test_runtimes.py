@@ -277,6 +277,9 @@ def test_a_compiled_model_without_libedgetpu(shared_data: Path) -> None:
             load("litert", path)
         with pytest.raises(CannotRunError, match=r"accelerator libedgetpu.so.1: .*cannot open"):
             load("litert", path, delegate="libedgetpu.so.1")
+    path = shared_data / "models/edgetpu/mobilenet_v1_0.25_128_quant.tflite"
+    with pytest.raises(CannotRunError, match=r"is not compiled for an Edge TPU .* on the CPU"):
+        load("litert", path, delegate="libedgetpu.so.1")
 
 
 def test_a_cache_is_bounded(tmp_path: Path) -> None:

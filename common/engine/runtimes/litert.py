@@ -158,10 +158,16 @@ class LiteRt:
 
 def load(path: Path, options: Options) -> LiteRt:
     """Threads sleep between runs and keep their memory, whatever the options: XNNPACK's do."""
-    if options.delegate is None and EDGETPU_OPERATOR in read_facts(path).custom_operators:
+    compiled = EDGETPU_OPERATOR in read_facts(path).custom_operators
+    if options.delegate is None and compiled:
         raise CannotRunError(
             f"{path}: is compiled for an Edge TPU (operator {EDGETPU_OPERATOR}) and can't run on "
             "a CPU; use the model it was compiled from (usually the name without _edgetpu)"
+        )
+    if options.delegate is not None and "libedgetpu" in options.delegate and not compiled:
+        raise CannotRunError(  # libedgetpu would take nothing of it, without a word
+            f"{path}: is not compiled for an Edge TPU (no operator {EDGETPU_OPERATOR}) and would "
+            "run on the CPU; compile it with edgetpu_compiler, or name no delegate"
         )
     return LiteRt(path, options.threads, options.delegate, options.constants)
 

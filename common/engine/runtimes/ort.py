@@ -65,6 +65,7 @@ class OnnxRuntime:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=providers, enable_fallback=0
             )
+            self._session.disable_fallback()  # the keyword alone is not known to older ones
             if self._accelerated:
                 self._check_provider(providers[0][0], str(wanted.device))
         except _ERRORS as error:
