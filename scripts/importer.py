@@ -41,6 +41,8 @@ def told(facts: Facts) -> list[str]:
             value = f"{len(value)}, {value[0]} to {value[-1]}"
         places.setdefault(where, []).append(f"{name} {value}")
     lines = [f"  {where}: {'; '.join(values)}" for where, values in places.items()]
+    lines += [f"  input {tensor}" for tensor in facts.inputs]
+    lines += [f"  output {tensor}" for tensor in facts.outputs]
     return [*lines, *(f"  {note}" for note in facts.notes)] or ["  nothing"]
 
 

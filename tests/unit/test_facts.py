@@ -206,6 +206,27 @@ def test_shapes_of_openvino_s_files(shared_data: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_as_openvino_writes_it(shared_data: Path, tmp_path: Path) -> None:
+    openvino: Any = pytest.importorskip("openvino")
+    model = openvino.Core().read_model(shared_data / "models/onnx/bsd_padim.onnx")
+    for key, value in {
+        "labels": ["a_b", "c&<"], "scale_values": [255.0], "mean_values": [1.5, 2.0, 3.25],
+        "reverse_input_channels": True, "iou_threshold": 0.7, "resize_type": "fit_to_window",
+        "pad_value": 114,
+    }.items():  # fmt: skip
+        model.set_rt_info(value, ["model_info", key])
+    openvino.save_model(model, tmp_path / "m.xml")
+    facts = read_facts(tmp_path / "m.xml")
+    assert (facts.labels, facts.iou, facts.pad) == (("a_b", "c&<"), 0.7, 114)
+    assert (facts.scale, facts.mean) == ([255.0], [1.5, 2.0, 3.25])
+    assert (facts.colour, facts.resize) == ("rgb", "letterbox-top-left")
+    assert [str(tensor) for tensor in (*facts.inputs, *facts.outputs)] == [
+        "image [-1, 3, 240, 576] float32",
+        "anomaly_map [-1, 1, 240, 576] float32",
+        "pred_score [-1] float32",
+    ]
+
+
 def test_model_info(tmp_path: Path) -> None:
     said = info(
         model_type="Classification", labels="good bad_one", mean_values="123.675 116.28 103.53",

@@ -116,7 +116,7 @@ REAL: list[tuple[str, str, set[str], str, str, tuple[str | int, float]]] = [
     ),
     (
         "openvino/bsd_padim.xml",
-        "  nothing",
+        "  output anomaly_map [1, 1, 240, 576] float32",
         {*FLOATS, "--decoder"}, PADIM + " --minimum 6 --maximum 106", PITTED, ("anomaly", -1),
     ),
     (
