@@ -45,7 +45,7 @@ DATA = PROJECT.parent / "shared/data"
 PERSON, FACES = "openvino/person-detection-retail-0013.xml", "onnx/version-RFB-320.onnx"
 PADIM = [name.removeprefix("models/") for name in (anomaly.PADIM, anomaly.PADIM_IR)]
 CLASSES = "openvino/mobilenet_v1_0.25_224.xml"
-PART_S = 0.1  # of one case in one round
+PART_S = 0.3  # of one round
 
 
 def flags(name: str, folder: Path) -> dict[str, Any]:
@@ -98,20 +98,24 @@ def bare(runtime: str, path: Path, values: Any) -> Callable[[], object]:
     interpreter.resize_tensor_input(index, values.shape)
     interpreter.allocate_tensors()
     interpreter.set_tensor(index, values)
-    return lambda: interpreter.invoke()
+    places = [entry["index"] for entry in interpreter.get_output_details()]
+    return lambda: (interpreter.invoke(), [interpreter.get_tensor(place) for place in places])
 
 
-def timed(run: Callable[[], object]) -> Callable[[], Figures]:
+def ratio(top: Callable[[], object], bottom: Callable[[], object], rounds: int) -> float:
+    """Of the times that two take, called in turn: what disturbs one disturbs the other."""
+
     def case() -> Figures:
-        took, end = list[float](), time.monotonic() + PART_S
-        run()
-        while time.monotonic() < end or len(took) < 5:
-            started = time.perf_counter()
-            run()
-            took.append(time.perf_counter() - started)
-        return {"s": statistics.median(took)}
+        took: tuple[list[float], list[float]] = ([], [])
+        end = time.monotonic() + PART_S
+        while time.monotonic() < end or len(took[0]) < 5:
+            for run, times in zip((top, bottom), took, strict=True):
+                started = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - started)
+        return {"ratio": statistics.median(took[0]) / statistics.median(took[1])}
 
-    return case
+    return interleaved({"both": case}, rounds)["both"]["ratio"]
 
 
 def ratios(rounds: int, folder: Path) -> dict[str, float]:
@@ -130,9 +134,7 @@ def ratios(rounds: int, folder: Path) -> dict[str, float]:
             model.prepare(picture, 0)
             values = model._prepare._buffers[0][None].copy()
             run = bare(runtime, path, values)
-            cases = {"ours": timed(lambda model=model: model.infer(0)), "bare": timed(run)}  # type: ignore[misc]
-            taken = interleaved(cases, rounds)
-            found[f"{runtime} {name}"] = taken["bare"]["s"] / taken["ours"]["s"]
+            found[f"{runtime} {name}"] = ratio(run, lambda model=model: model.infer(0), rounds)  # type: ignore[misc]
             print(f"{runtime:12}{name:60}{found[f'{runtime} {name}']:.3f}", file=sys.stderr)
             model.close()
     return found
@@ -260,14 +262,11 @@ def decode_vs_nms(rounds: int) -> float:
     boxes = (raw[0, :4] - np.concatenate([raw[0, 2:4] / 2, np.zeros((2, 8400), np.float32)])).T
     lists, scores = boxes.tolist(), raw[0, 4:].max(0).tolist()
     assert 60 <= len(decode([raw], geometry)) <= 300
-    taken = interleaved(
-        {
-            "decode": timed(lambda: decode([raw], geometry)),
-            "nms": timed(lambda: cv2.dnn.NMSBoxes(lists, scores, 0.25, 0.45)),
-        },
+    return ratio(
+        lambda: decode([raw], geometry),
+        lambda: cv2.dnn.NMSBoxes(lists, scores, 0.25, 0.45),
         rounds,
     )
-    return taken["decode"]["s"] / taken["nms"]["s"]
 
 
 def engines_list_s() -> float:
@@ -282,7 +281,7 @@ def engines_list_s() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench/runtimes", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
