@@ -5,17 +5,24 @@ by one, elsewhere it ends with the flags that are missing, all at once.
 """
 
 import argparse
+import dataclasses
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from common.engine.bundle import open_bundle
+import msgspec
+
+from common.engine import runtimes
+from common.engine.bundle import Bundle, open_bundle
 from common.engine.decoders import DECODERS
 from common.engine.facts import Facts, read_facts
 from common.engine.model import Model
-from common.engine.runtimes import CannotRunError
+from common.engine.preprocess import Array
+from common.engine.runtimes import CannotRunError, Options, Runtime
 from common.errors import ModelError, UnsaidError, VigilError
 from scripts.bundle_maker import arguments, build
 from scripts.bundle_manifest import IDENTITY, collect
@@ -55,7 +62,8 @@ def unsaid(args: argparse.Namespace) -> dict[str, str]:
     trial, missing = argparse.Namespace(**vars(args)), dict[str, str]()
     while True:
         try:
-            _load(trial)
+            with _bundle(trial) as bundle:
+                Model.load(bundle).close()
         except UnsaidError as error:
             new = {flag: text for flag, text in error.missing.items() if flag not in missing}
             missing |= new
@@ -67,33 +75,59 @@ def unsaid(args: argparse.Namespace) -> dict[str, str]:
         except ModelError:
             if missing.keys() <= {f"--{key}" for key in IDENTITY}:
                 raise
-        if "--decoder" in missing and (kinds := _fitting(trial)):
-            missing["--decoder"] = f"how the outputs are read; those that can: {', '.join(kinds)}"
+        if "--decoder" in missing:
+            with suppress(CannotRunError):  # only another variant can, here
+                if kinds := ", ".join(_fitting(trial)):
+                    missing["--decoder"] = f"how the outputs are read; those that can: {kinds}"
         return missing
+
+
+class _Once:
+    """A loaded runtime whose shapes are settled but once, which may take it seconds."""
+
+    def __init__(self, engine: Runtime) -> None:
+        self._engine = engine
+        self._buffers: tuple[Array, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def allocate(self, shape: tuple[int, ...]) -> tuple[Array, ...]:
+        self._buffers = self._buffers or self._engine.allocate(shape)
+        return self._buffers
 
 
 def _fitting(trial: argparse.Namespace) -> list[str]:
     """The decoders that take the model's outputs, each with the flags that it needs then."""
     found = []
-    for kind in DECODERS:
-        trial.kind = kind
-        try:
-            _load(trial)
-        except UnsaidError as error:
-            found.append(f"{kind} (then also {', '.join(error.missing)})")
-        except ModelError:
-            continue
-        else:
-            found.append(kind)
+    with _bundle(trial) as bundle:
+        manifest, path, facts = bundle.manifest, bundle.files[0], bundle.facts[0]
+        variant, constants = manifest.variants[0], manifest.input.constants
+        options = Options(delegate=variant.delegate, device=variant.device, constants=constants)
+        engine = _Once(runtimes.load(variant.runtime, path, options))
+        for kind in DECODERS:
+            decoder = msgspec.structs.replace(manifest.decoder, kind=kind)
+            tried = msgspec.structs.replace(manifest, decoder=decoder)
+            one = dataclasses.replace(bundle, manifest=tried)
+            try:
+                Model.assemble(one, variant, path, facts, cast(Runtime, engine))
+            except UnsaidError as error:
+                found.append(f"{kind} (then also {', '.join(error.missing)})")
+            except ModelError:
+                continue
+            else:
+                found.append(kind)
+        engine.close()
     return found
 
 
-def _load(args: argparse.Namespace) -> None:
+@contextmanager
+def _bundle(args: argparse.Namespace) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory(prefix="vigil-import-") as scratch:
         folder = Path(scratch) / "bundle"
         try:
             collect(args, folder)
-            Model.load(open_bundle(folder)).close()
+            yield open_bundle(folder)
         except UnsaidError:
             raise
         except ModelError as error:

@@ -124,14 +124,19 @@ class Model:
             )
             engine = runtimes.load(variant.runtime, path, options)
             opened.callback(engine.close)
-            model = cls._assemble(bundle, variant, path, facts, engine)
+            model = cls.assemble(bundle, variant, path, facts, engine)
             model._opened = opened.pop_all()
             return model
 
     @classmethod
-    def _assemble(
+    def assemble(
         cls, bundle: Bundle, variant: Variant, path: Path, facts: Facts, engine: Runtime
     ) -> "Model":
+        """A variant on a runtime that has loaded it, and that whoever did so closes.
+
+        Raises:
+            ModelError: as for `load`.
+        """
         manifest, given = bundle.manifest, bundle.manifest.decoder
         spec, kind = resolve(manifest, facts, engine.input, str(path))
         row = decoders.DECODERS[kind]
