@@ -28,7 +28,7 @@ from common.engine.samples import (
     read_picture,
     self_test,
 )
-from common.errors import ModelError, StorageError, VigilError
+from common.errors import EngineError, ModelError, StorageError, VigilError
 from common.verdict import binned
 from scripts.bundle_manifest import IDENTITY, MEASURED, collect, read_toml, render
 from services.cli.flags import add_flags
@@ -100,7 +100,7 @@ def build(args: argparse.Namespace) -> list[str]:
             said += _test(bundle)
         except OSError as error:
             raise StorageError(f"{error.filename}: {error.strerror}") from error
-        except ModelError as error:
+        except (ModelError, EngineError) as error:
             raise ModelError(str(error).replace(f"{folder}/", "")) from error
         pack(folder, args.out)
         try:

@@ -279,6 +279,19 @@ def test_nobody_answers(
     assert "the same again: scripts/import" in capsys.readouterr().out
 
 
+def test_an_answer_that_was_wrong_shows_on_the_picture(
+    shared_data: Path, call: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shared_data / "models/onnx/mobilenet_v2_quant.onnx"
+    picture = shared_data / "images" / PARROT
+    flags = (CLASSES + " --scale 255 --activation none").split()
+    assert call(model, *WHO, *flags, "--picture", picture) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("import: mobilenet_v2_quant.onnx: scores reach from -5")
+    assert "softmax is likely to be right" in error
+    assert not Path("b.tar").exists()
+
+
 def test_a_file_that_is_compiled_for_an_accelerator(
     shared_data: Path, call: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
