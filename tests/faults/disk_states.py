@@ -98,9 +98,11 @@ class Disk:
         else:
             node.durable, node.changes = dict(node.names), []
 
-    def states(self, most: int = MOST) -> Iterator[tuple[Tree, frozenset[str]]]:
+    def states(
+        self, most: int = MOST, unread: tuple[str, ...] = ()
+    ) -> Iterator[tuple[Tree, frozenset[str]]]:
         """Every tree that may be found after a power cut just now, and those of its folders that
-        stand there under two names: who removes the one empties the other."""
+        stand there under two names: who removes the one empties the other. See `cuts`."""
         folders = list(_folders(self.root))
         choices: list[list[tuple[bool, ...]]] = []
         for folder in folders:
@@ -127,7 +129,10 @@ class Disk:
                 if isinstance(node, Folder):
                     places.setdefault(id(node), []).append(path)
             twice = frozenset(p for paths in places.values() if len(paths) > 1 for p in paths)
-            dirty = {id(node): node.possible() for node in files.values()}
+            dirty = {
+                id(node): [b""] if path.endswith(unread) else node.possible()
+                for path, node in files.items()
+            }
             for contents in _bounded(list(dirty.values()), most):
                 holds = dict(zip(dirty, contents, strict=True))
                 yield {path: holds.get(id(node)) for path, node in nodes.items()}, twice
@@ -212,7 +217,9 @@ class Cut:
         return frozenset(self.tree.items()), self.twice
 
 
-def cuts(log: Path, root: Path, marks: Path, most: int = MOST) -> Iterator[Cut]:
+def cuts(
+    log: Path, root: Path, marks: Path, most: int = MOST, unread: tuple[str, ...] = ()
+) -> Iterator[Cut]:
     """The states that a power cut at any instant of a traced program may leave; each comes once
     for each mark that was the newest while it could be left.
 
@@ -220,12 +227,13 @@ def cuts(log: Path, root: Path, marks: Path, most: int = MOST) -> Iterator[Cut]:
         root: the folder that matters, empty at first, its own name durable.
         marks: a file of numbers, a line each; whatever is written there was promised.
         most: states of one instant, as `MOST`.
+        unread: how the names of files end whose content nobody reads, so that it is all the same.
     """
     disk, mark = Disk(), 0
     found: set[int] = set()
 
     def news() -> Iterator[Cut]:
-        for tree, twice in disk.states(most):
+        for tree, twice in disk.states(most, unread):
             cut = Cut(tree, twice, mark)
             key = hash((cut.key, mark))
             if key not in found:

@@ -246,19 +246,12 @@ class Lived:
         self.floors = list(dict.fromkeys(str(one.floors) for one in self.promises))
 
     def cuts(self) -> Iterator[Cut]:
-        return cuts(self.log, self.its.root, self.its.folder / "marks", MOST)
+        # `durable.write` empties a new file that it finds.
+        return cuts(self.log, self.its.root, self.its.folder / "marks", MOST, unread=(".new",))
 
     def left(self) -> list[Cut]:
-        """The states that differ in what is ever read, each with the newest mark that it has to
-        hold to: what is in a new file that `durable.write` has not renamed yet is not."""
-        found = {}
-        for cut in self.cuts():
-            read = (
-                (path, b"" if content and path.endswith(".new") else content)
-                for path, content in cut.tree.items()
-            )
-            found[frozenset(read), cut.twice] = cut
-        return list(found.values())
+        """The different states, each with the newest mark that it has to hold to."""
+        return list({cut.key: cut for cut in self.cuts()}.values())
 
     def fault(self, cut: Cut, root: Path) -> str:
         """What is wrong with a state that lies in `root`; empty where nothing is."""
