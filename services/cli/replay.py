@@ -38,7 +38,16 @@ from services.cli.listen import configuration
 
 # Fields of messages that are moments of CLOCK_MONOTONIC; any other `_ns` is a duration.
 MOMENTS = frozenset(
-    ("at_ns", "captured_ns", "filled_ns", "progressed_ns", "sent_ns", "since_ns", "wait_until_ns")
+    (
+        "at_ns",
+        "captured_ns",
+        "filled_ns",
+        "progressed_ns",
+        "sent_ns",
+        "shown_ns",
+        "since_ns",
+        "wait_until_ns",
+    )
 )
 LATE_NS = 50_000_000  # behind by more than this, what follows is late too: never in a burst
 TICK_S = 0.1
