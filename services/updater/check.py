@@ -8,6 +8,7 @@ Prints a `Checked` as JSON, or why not. PLACE, a URL or folder, stands in for vi
 
 import msgspec
 
+from common import archive
 from common.config import Config
 from common.errors import (
     ConfigError,
@@ -29,6 +30,7 @@ from services.updater.sources import open_source
 from services.updater.trust import Target, Trust
 
 ERROR = 2000  # characters
+LENGTH = archive.Limits().total_bytes + (8 << 20)  # of a tar: its headers take some more
 
 
 def check(settings: Config, paths: Paths, place: str, problems: list[str]) -> Checked:
@@ -90,8 +92,10 @@ def _answer(
         if found is None:
             bad[offer.release] = f"has no build for profile {settings.updates.profile}"
             continue
-        slot = found[1].slot
-        if record.state(slot) is SlotState.BAD:
+        target, slot = found[0], found[1].slot
+        if target.length > LENGTH:
+            bad[offer.release] = f"has {target.length} bytes, a bundle at most {LENGTH}"
+        elif record.state(slot) is SlotState.BAD:
             bad[offer.release] = f"was bad here: {record.slots[slot].reason}"
         elif slot in noted.refused:
             bad[offer.release] = f"was refused here: {noted.refused[slot]}"

@@ -12,6 +12,7 @@ from enum import IntEnum
 from functools import partial
 
 from common import config
+from common.errors import VigilError
 from common.paths import PROJECT, Paths
 
 _PR_SET_PDEATHSIG = 1
@@ -80,7 +81,10 @@ def main(work: Callable[..., tuple[Outcome, str]]) -> None:
     """A child: do the work, of (config, paths, *arguments), and say what it came to."""
     parent, *arguments = sys.argv[1:]
     _begin(parent)
-    outcome, said = work(config.from_environment(), Paths.from_environment(), *arguments)
+    try:
+        outcome, said = work(config.from_environment(), Paths.from_environment(), *arguments)
+    except (VigilError, OSError) as error:  # the one handler: the disk, or vigil.toml as it is now
+        outcome, said = Outcome.LATER, " ".join(str(error).split())
     print(said)
     sys.exit(outcome)
 

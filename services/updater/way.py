@@ -23,6 +23,7 @@ from services.updater.life import Answer, Fetched, Noted, Step, Update
 
 FETCH_S = 6 * 3600.0  # for one try of a download; the next goes on where it ended
 LEAST_S = 30.0  # between two tries, at first
+SLOW_B_S = 1e6  # of a medium on which an install is not called hung
 INSTALLS = 3  # an install that is killed is not the bundle's fault at once
 CLOCK_S = 120.0  # that a clock may be behind the last signed time, and still be right
 DAY_S = 86_400.0
@@ -166,7 +167,8 @@ class Way:
             self._waits = "" if self._candidate.free else "another model that is under test"
             return None if self._waits else self._child(
                 "services.updater.install", self.group, str(tar), str(self._file),
-                limit_s=INSTALL_S, settle=partial(self._installed, update),
+                limit_s=INSTALL_S + update.length / SLOW_B_S,
+                settle=partial(self._installed, update),
             )  # fmt: skip
         return None
 

@@ -62,6 +62,20 @@ def test_two_ask_at_once_and_the_updater_dies(stage: Stage) -> None:
             one.communicate()
 
 
+def test_a_configuration_that_is_edited_meanwhile(stage: Stage) -> None:
+    """Its children read it anew: they say what is wrong, and tell of groups it does not know."""
+    device = stage.device()
+    until((device.paths.run / REPORT).exists, 20, "it runs")
+    text = device.config.read_text()
+    device.config.write_text(text + "nonsense = 1\n")
+    assert "nonsense" in device.check(dry_run=True).error
+    side = '[groups.side]\nmodel = "nowhere"\n[cameras.other]\nsource = "virtual"\ngroup = "side"\n'
+    device.config.write_text(text + side)
+    assert len(device.check(dry_run=True).lines) == 1
+    assert device.process is not None
+    assert device.process.poll() is None, device.log.read_text()
+
+
 def test_who_waits_for_a_verdict_is_patient(
     stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

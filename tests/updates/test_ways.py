@@ -147,6 +147,15 @@ def test_what_a_budget_can_never_allow_is_not_begun(stage: Stage) -> None:
     desk.close()
 
 
+def test_what_is_too_long_for_a_bundle_is_not_begun(stage: Stage, desk: Desk) -> None:
+    publish(stage.repository, stage.scratch, 2)
+    with stage.repository._changing() as state:
+        state.targets.targets["bundles/parts/2/any.tar"].length = 10**12
+    desk.work()
+    assert "has 1000000000000 bytes" in desk.signed.ways["main"].report().reason
+    assert desk.history[-1].step == "good"
+
+
 def test_a_server_with_something_else_is_asked_ever_less(stage: Stage) -> None:
     stage.server.faults["targets/bundles/*"] = Fault(body=bytes(10240))
     desk = Desk(stage.folder / "desk", stage.repository.anchor, stage.server.url)
