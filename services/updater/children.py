@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 
@@ -69,8 +70,10 @@ class Child:
             self._stopped, self.until = True, min(self.until, time.monotonic() + STOP_S)
             self._process.terminate()
 
-    def close(self) -> str:
-        """End it; returns what it said."""
+    def close(self, wait_s: float = 0.0) -> str:
+        """End it, which may end by itself for so long; returns what it said."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(wait_s)
         self._process.kill()
         said = self._process.communicate()[0].decode(errors="replace")
         os.close(self.fd)

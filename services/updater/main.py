@@ -19,7 +19,7 @@ from common.processes import lane_name, lanes
 from common.service import Service, main
 from common.states import ProcessState
 from services.updater.candidate import Candidate
-from services.updater.children import Child
+from services.updater.children import STOP_S, Child
 from services.updater.signed import Signed
 
 TICK_S = 0.5
@@ -78,7 +78,8 @@ def run(service: Service) -> None:
     finally:
         subscriber.close()
         if child:
-            child.close()
+            child.stop()
+            child.close(STOP_S)
 
 
 def _beat(topic: str, body: bytes) -> Beat | None:

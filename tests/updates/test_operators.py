@@ -132,13 +132,30 @@ def test_a_download_ends_with_its_window(stage: Stage) -> None:
     assert [one.step for one in device.history] == ["found"]
 
 
-@needs_faketime
-def test_a_download_over_midnight(stage: Stage) -> None:
-    """What it moves after 00:00 UTC counts on the new day."""
+def pad(stage: Stage) -> None:
+    """Make the bundle one of 210,240 bytes."""
     path, repository = "bundles/parts/1/any.tar", stage.repository
     custom = repository.state().targets.targets[path].custom
     [tar] = (stage.server.folder / "targets/bundles/parts/1").iterdir()
     sign(repository, path, tar.read_bytes() + bytes(200_000), custom)
+
+
+def test_a_download_when_the_board_is_restarted(stage: Stage) -> None:
+    """In good order: what came is kept, and no more of the budget is spent."""
+    pad(stage)
+    device = stage.device("rate_kb_s = 50\n")
+    device.check()
+    until_begun(device)
+    device.stop()
+    [note] = (device.paths.updates / "partial").glob("*.synced")
+    spent = json.loads((device.paths.updates / "budget.json").read_bytes())
+    assert spent["today"] == note.with_suffix("").stat().st_size == int(note.read_text())
+
+
+@needs_faketime
+def test_a_download_over_midnight(stage: Stage) -> None:
+    """What it moves after 00:00 UTC counts on the new day."""
+    pad(stage)
     clock, day = stage.folder / "clock", int(time.time() // 86_400) + 1
     device = stage.device("rate_kb_s = 100\n", start=False)
 
