@@ -44,7 +44,7 @@ def load(folder: Path) -> tuple[Floors, list[Path]]:
     found, damaged = [], []
     for path in (folder / name for name in COPIES):
         try:
-            found.append(_parse(path.read_bytes()))
+            found.append(_parse(durable.read(path)))
         except FileNotFoundError:
             pass
         except (OSError, ValueError):

@@ -79,6 +79,7 @@ def test_notes_and_downloads_of_every_kind(stage: Stage) -> None:
         JUNK[kind](folder / name)
     JUNK["folder"](device.paths.updates / "txn-main.json")
     JUNK["fifo"](device.paths.updates / "history.json")
+    JUNK["fifo"](device.paths.updates / "floors.json")
     JUNK["torn"](device.paths.updates / "inbox")
     device.start()
     assert device.check().begun == {"main": stage.first}
