@@ -5,10 +5,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,15 +18,9 @@ from common.updates import REPORT, REQUEST, Report
 from services.cli import install
 from tests.servers.updates import Fault
 from tests.support import until
-from tests.updates.attacks import Stage, staged
+from tests.updates.attacks import Stage
 from tests.updates.desk import Desk
 from tests.updates.device import Device, needs_faketime, sign
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with staged(tmp_path) as one:
-        yield one
 
 
 def update(device: Device, *arguments: str) -> "subprocess.Popen[str]":
@@ -157,7 +149,7 @@ def test_a_download_over_midnight(stage: Stage) -> None:
     """What it moves after 00:00 UTC counts on the new day."""
     pad(stage)
     clock, day = stage.folder / "clock", int(time.time() // 86_400) + 1
-    device = stage.device("rate_kb_s = 100\n", start=False)
+    device = stage.device("rate_kb_s = 200\n", start=False)
 
     def set_clock(seconds: int) -> None:
         clock.write_text(f"{datetime.fromtimestamp(day * 86_400 + seconds):%F %T}")

@@ -22,18 +22,12 @@ from scripts.signers import PublishError
 from services.updater.channel import Channel, Choice, Offer, wanted
 from services.updater.life import Step
 from tests.servers.updates import Fault
-from tests.updates.attacks import Stage, staged
+from tests.updates.attacks import Stage
 from tests.updates.desk import Desk
 from tests.updates.device import bundle, publish, sign
 
 _TIMES = (datetime.now() + timedelta(hours=two) for two in (2, 3))
 AWAY = "-".join(f"{one:%H:%M}" for one in _TIMES)  # a window
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with staged(tmp_path) as one:
-        yield one
 
 
 @pytest.fixture
