@@ -166,6 +166,7 @@ def test_no_room_in_the_tmpfs(paths: Paths, tmp_path: Path) -> None:
     assert done.returncode == 0, output
 
 
+@pytest.mark.slow  # test_one_frame_that_kills_whoever_judges_it is the quick one
 def test_a_frame_that_kills_two_lanes(system: Start, paths: Paths, tmp_path: Path) -> None:
     """It is committed as failed and not tried a third time; the next frame is judged."""
     model = slow_classifier(tmp_path / "slow")

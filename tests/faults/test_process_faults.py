@@ -181,7 +181,7 @@ def test_a_camera_that_is_gone_and_comes_back(system: Start, paths: Paths, tmp_p
         journal.stop()
 
 
-@pytest.mark.parametrize("step", ["+365d", "-365d"])
+@pytest.mark.parametrize("step", ["+365d", pytest.param("-365d", marks=pytest.mark.slow)])
 def test_the_wall_clock_steps_by_a_year(paths: Paths, tmp_path: Path, step: str) -> None:
     """supervisord trusts it; recovery must not. Its monotonic clock stays as it is."""
     if not FAKETIME.exists():
