@@ -17,7 +17,7 @@ def digest(root: Path, files: Iterable[Path] | None = None) -> str:
     """
     if files is None:
         files = (path for path in root.rglob("*") if path.is_file())
-    total = _sha256()
+    total = sha256()
     for path in sorted(files):
         name = path.relative_to(root).as_posix()
         total.update(f"{name}\0{path.stat().st_size}\0".encode())
@@ -27,7 +27,7 @@ def digest(root: Path, files: Iterable[Path] | None = None) -> str:
     return str(total.hexdigest())
 
 
-def _sha256() -> Any:
+def sha256() -> Any:
     """CPython's own SHA-256: hashlib would load OpenSSL, 4 MB in a lane, for one digest."""
     for module in ("_sha2", "_sha256", "hashlib"):  # since 3.12, before, and elsewhere
         try:
